@@ -1,0 +1,365 @@
+//! The one task that owns the ledger, its database and its GPUs.
+//!
+//! What arrives together is done together: all commands and reports of a batch become one transaction, and
+//! only after it is durable are they answered and the GPUs' threads given their orders.
+
+use super::{ledger::Ledger, record::Now, store::Store, view::Outlook};
+use crate::{
+    AllocatorError, LeaseRequest, LeaseState, Resolved,
+    node::{Change, DriverError, Failure, Node, Order, Report, Stage},
+};
+use jiff::{SignedDuration, Timestamp};
+use mlad::api::{GpuMap, Lease, Need, Wait};
+use std::{collections::BTreeSet, fs::File, sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+/// The most commands and reports done in one transaction.
+const BATCH: usize = 512;
+/// How long history is kept.
+const HISTORY: SignedDuration = SignedDuration::from_hours(24 * 90);
+/// The most ended requests that are kept.
+const MOST_HISTORY: u32 = 1_000_000;
+/// How often history is pruned.
+const PRUNE: Duration = Duration::from_secs(3600);
+/// How long to wait before a database that failed is tried again.
+const RECOVER: Duration = Duration::from_secs(1);
+
+/// Where the answer to a command goes.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, AllocatorError>>;
+
+/// The time, by two clocks.
+pub(super) type Clock = Arc<dyn Fn() -> Now + Send + Sync>;
+
+/// What the engine is asked.
+pub(super) enum Command {
+    Resolve(Need, Reply<Resolved>),
+    Request(Box<LeaseRequest>, Reply<LeaseState>),
+    State(String, Reply<LeaseState>),
+    Renew(String, u64, Reply<Lease>),
+    Release(String, Reply<()>),
+    Revoke { workload: String, reason: String, free: bool, reply: Reply<()> },
+    Leases(Reply<Vec<Lease>>),
+    Waits(Reply<Vec<Wait>>),
+    Map(Reply<GpuMap>),
+}
+
+/// An answer, to be given once everything is written down.
+type Answer = Box<dyn FnOnce(&mut Engine, Result<(), AllocatorError>) + Send>;
+
+/// The ledger, its database and its GPUs.
+pub(super) struct Engine {
+    pub(super) ledger: Ledger,
+    pub(super) store: Store,
+    /// The lock on the database, held for as long as the engine is there.
+    pub(super) _lock: File,
+    pub(super) node: Option<Node>,
+    pub(super) reports: mpsc::Receiver<Report>,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) version: watch::Sender<u64>,
+    pub(super) clock: Clock,
+    /// Why the ledger cannot be trusted: the database failed, and could not be read again.
+    pub(super) broken: Option<AllocatorError>,
+    /// After a failed write, nothing is granted before this.
+    pub(super) hold_until: Option<Instant>,
+    /// Why requests wait, worked out when it is first asked for after a change.
+    pub(super) outlook: Option<Arc<Outlook>>,
+}
+
+impl Engine {
+    /// Takes the ledger from the database and agrees with the driver, waiting for it at most `patience`.
+    pub(super) async fn begin(&mut self, patience: Duration) -> Result<(), AllocatorError> {
+        let loaded = self.store.load().await?;
+        self.ledger.load(loaded, (self.clock)());
+        if self.node.is_some() {
+            let until = Instant::now() + patience;
+            let mut missing: Option<BTreeSet<String>> = None;
+            while missing.as_ref().is_none_or(|missing| !missing.is_empty()) {
+                let Ok(Some(report)) = tokio::time::timeout_at(until, self.reports.recv()).await else {
+                    tracing::warn!(?missing, "not every GPU has answered; starting without");
+                    break;
+                };
+                match &report {
+                    Report::Down(_) => missing = Some(BTreeSet::new()),
+                    Report::Listed(listed) => {
+                        missing = Some(listed.iter().filter_map(|gpu| gpu.uuid.clone().ok()).collect());
+                    }
+                    Report::Gpu { uuid, .. } => drop(missing.as_mut().map(|missing| missing.remove(uuid))),
+                    Report::Xid { .. } => {}
+                }
+                self.ledger.report(report, (self.clock)());
+            }
+        }
+        self.prune().await;
+        self.conclude().await
+    }
+
+    /// Does what is asked, until `stop`.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let mut prune_at = Instant::now() + PRUNE;
+        loop {
+            let mut batch = Vec::new();
+            let mut reports = Vec::new();
+            let pause = self.pause();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                report = self.reports.recv(), if self.node.is_some() => match report {
+                    Some(report) => reports.push(report),
+                    None => self.node = None,
+                },
+                command = self.commands.recv() => match command {
+                    Some(command) => batch.push(command),
+                    None => break,
+                },
+                () = sleep(pause) => {}
+            }
+            while let Ok(report) = self.reports.try_recv() {
+                reports.push(report);
+            }
+            while let Some(command) = (batch.len() < BATCH).then(|| self.commands.try_recv().ok()).flatten() {
+                batch.push(command);
+            }
+            self.turn(reports, batch).await;
+            if Instant::now() >= prune_at {
+                prune_at = Instant::now() + PRUNE;
+                self.prune().await;
+            }
+        }
+        self.finish().await;
+    }
+
+    /// One batch: everything is done in memory, written down, answered, and only then ordered.
+    async fn turn(&mut self, reports: Vec<Report>, batch: Vec<Command>) {
+        let now = (self.clock)();
+        for report in reports {
+            self.ledger.report(report, now);
+        }
+        if self.broken.is_some() {
+            self.recover().await;
+        }
+        self.ledger.tick(now);
+        let mut answers: Vec<Answer> = Vec::with_capacity(batch.len());
+        for command in batch {
+            answers.push(self.perform(command, now).await);
+        }
+        let result = match self.broken.clone() {
+            Some(error) => Err(error),
+            None => self.conclude().await,
+        };
+        for answer in answers {
+            answer(self, result.clone());
+        }
+    }
+
+    /// Grants what can be granted, writes everything down, and gives the orders that follow.
+    async fn conclude(&mut self) -> Result<(), AllocatorError> {
+        if self.hold_until.is_none_or(|until| until <= Instant::now()) {
+            self.hold_until = None;
+            self.ledger.schedule((self.clock)());
+        }
+        let effects = std::mem::take(&mut self.ledger.effects);
+        if !effects.writes.is_empty()
+            && let Err(error) = self.store.commit(&effects.writes, self.ledger.counters()).await
+        {
+            tracing::error!(%error, "the ledger cannot be written; nothing of this was done");
+            // Changes that were never ordered are not under way.
+            for order in &effects.orders {
+                if let (_, Order::Change(change)) = order {
+                    self.ledger.changes.remove(&change.id);
+                }
+            }
+            self.hold_until = Some(Instant::now() + RECOVER);
+            self.recover().await;
+            return Err(error);
+        }
+        if effects.changed {
+            self.outlook = None;
+            self.version.send_modify(|version| *version += 1);
+        }
+        for (gpu, order) in effects.orders {
+            self.order(gpu, order);
+        }
+        Ok(())
+    }
+
+    fn order(&mut self, gpu: String, order: Order) {
+        let change = match &order {
+            Order::Read => None,
+            Order::Change(Change { id, .. }) => Some(*id),
+        };
+        let ordered = self.node.as_ref().is_some_and(|node| node.order(&gpu, order));
+        if !ordered && let Some(id) = change {
+            let error = DriverError::Other("its thread takes no orders".to_owned());
+            let failure = Failure { stage: Stage::Read, error: error.clone() };
+            let report = Report::Gpu { uuid: gpu, reading: Err(error), change: Some((id, Err(failure))) };
+            self.ledger.report(report, (self.clock)());
+        }
+    }
+
+    /// Takes the ledger from the database again, after it failed: what was not written has not happened.
+    async fn recover(&mut self) {
+        match self.store.load().await {
+            Ok(loaded) => {
+                self.ledger.load(loaded, (self.clock)());
+                self.broken = None;
+                self.outlook = None;
+                self.version.send_modify(|version| *version += 1);
+            }
+            Err(error) => self.broken = Some(error),
+        }
+    }
+
+    async fn prune(&mut self) {
+        let before = (self.clock)().wall.checked_sub(HISTORY).unwrap_or(Timestamp::MIN);
+        match self.store.prune(before, MOST_HISTORY).await {
+            Ok(0) => {}
+            Ok(pruned) => tracing::info!(pruned, "old leases were forgotten"),
+            Err(error) => tracing::warn!(%error, "old leases could not be forgotten"),
+        }
+    }
+
+    /// Stops orderly: changes under way are finished and written down, as far as they end in time.
+    async fn finish(&mut self) {
+        let until = Instant::now() + Duration::from_secs(10);
+        while !self.ledger.changes.is_empty() {
+            let Ok(Some(report)) = tokio::time::timeout_at(until, self.reports.recv()).await else { break };
+            self.ledger.report(report, (self.clock)());
+        }
+        // Nothing new is begun: what could be granted now is granted at the next start.
+        self.ledger.stirred = false;
+        if self.conclude().await.is_err() {
+            tracing::warn!("the last changes are not written down; the next start finds them at the driver");
+        }
+        if let Some(node) = self.node.take() {
+            // A thread may be about to report; with nobody there to listen it ends.
+            self.reports.close();
+            while self.reports.try_recv().is_ok() {}
+            drop(tokio::task::spawn_blocking(|| node.stop()).await);
+        }
+        self.store.close().await;
+    }
+
+    fn pause(&self) -> Duration {
+        if self.broken.is_some() {
+            return RECOVER;
+        }
+        if let Some(until) = self.hold_until {
+            return until.saturating_duration_since(Instant::now()).max(Duration::from_millis(5));
+        }
+        if self.ledger.stirred || !self.ledger.effects.writes.is_empty() {
+            return Duration::ZERO;
+        }
+        let next = self.ledger.next_tick().unwrap_or(Duration::from_secs(3600));
+        next.saturating_sub((self.clock)().steady).clamp(Duration::from_millis(5), Duration::from_secs(3600))
+    }
+
+    fn outlook(&mut self) -> Arc<Outlook> {
+        if let Some(outlook) = &self.outlook {
+            return Arc::clone(outlook);
+        }
+        let outlook = Arc::new(self.ledger.outlook((self.clock)().wall));
+        self.outlook = Some(Arc::clone(&outlook));
+        outlook
+    }
+
+    fn state(&mut self, workload: &str) -> Result<LeaseState, AllocatorError> {
+        let outlook = self.outlook();
+        let state = self.ledger.state(workload, &outlook);
+        state.ok_or_else(|| AllocatorError::Unknown(workload.to_owned()))
+    }
+
+    async fn perform(&mut self, command: Command, now: Now) -> Answer {
+        match command {
+            Command::Resolve(need, reply) => {
+                let resolved = self.ledger.resolve(&need).map(|resolution| Resolved::from(&resolution));
+                told(reply, move |_| resolved)
+            }
+            Command::Request(request, reply) => match self.ended(&request.workload).await {
+                Ok(Some(_)) => refuse(reply, AllocatorError::Ended(request.workload)),
+                Err(error) => refuse(reply, error),
+                Ok(None) => match self.ledger.request(&request, now) {
+                    Ok(()) => answer(reply, move |engine| {
+                        let state = engine.state(&request.workload)?;
+                        if let LeaseState::Waiting(Wait { workload, user, need, reason, detail, place, .. }) = &state {
+                            tracing::info!(workload, user, %need, ?reason, detail, place, "waits");
+                        }
+                        Ok(state)
+                    }),
+                    Err(error) => refuse(reply, error),
+                },
+            },
+            Command::State(workload, reply) => match self.ended(&workload).await {
+                Ok(Some(reason)) => told(reply, move |_| Ok(LeaseState::Ended { reason })),
+                Err(error) => refuse(reply, error),
+                Ok(None) => told(reply, move |engine| engine.state(&workload)),
+            },
+            Command::Renew(workload, fence, reply) => match self.ended(&workload).await {
+                Ok(Some(_)) => refuse(reply, AllocatorError::Ended(workload)),
+                Err(error) => refuse(reply, error),
+                Ok(None) => match self.ledger.renew(&workload, fence, now) {
+                    Ok(()) => told(reply, move |engine| engine.ledger.lease(&workload)),
+                    Err(error) => refuse(reply, error),
+                },
+            },
+            Command::Release(workload, reply) => {
+                self.ledger.release(&workload, now);
+                answer(reply, |_| Ok(()))
+            }
+            Command::Revoke { workload, reason, free, reply } => {
+                self.ledger.revoke(&workload, &reason, free, now);
+                answer(reply, |_| Ok(()))
+            }
+            Command::Leases(reply) => told(reply, |engine| Ok(engine.ledger.all_leases())),
+            Command::Waits(reply) => told(reply, |engine| {
+                let outlook = engine.outlook();
+                Ok(engine.ledger.waits(&outlook))
+            }),
+            Command::Map(reply) => told(reply, |engine| Ok(engine.ledger.map())),
+        }
+    }
+
+    /// Why the request of a workload ended, if it did and is not one of those in memory.
+    async fn ended(&self, workload: &str) -> Result<Option<String>, AllocatorError> {
+        match self.ledger.known.contains_key(workload) {
+            true => Ok(None),
+            false => self.store.ended(workload).await,
+        }
+    }
+}
+
+/// An answer that changes nothing, and so is given whether or not everything could be written down: from the
+/// ledger as it is afterwards.
+fn told<T: Send + 'static>(
+    reply: Reply<T>,
+    work_out: impl FnOnce(&mut Engine) -> Result<T, AllocatorError> + Send + 'static,
+) -> Answer {
+    Box::new(move |engine, _| {
+        let result = match engine.broken.clone() {
+            Some(error) => Err(error),
+            None => work_out(engine),
+        };
+        // Who asked may have gone.
+        drop(reply.send(result));
+    })
+}
+
+/// An answer that is worked out after everything is written down, and only then.
+fn answer<T: Send + 'static>(
+    reply: Reply<T>,
+    work_out: impl FnOnce(&mut Engine) -> Result<T, AllocatorError> + Send + 'static,
+) -> Answer {
+    Box::new(move |engine, written| {
+        let result = written.and_then(|()| work_out(engine));
+        // Who asked may have gone.
+        drop(reply.send(result));
+    })
+}
+
+/// A refusal, whatever is written down.
+fn refuse<T: Send + 'static>(reply: Reply<T>, error: AllocatorError) -> Answer {
+    Box::new(move |_, _| drop(reply.send(Err(error))))
+}

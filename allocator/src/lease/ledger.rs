@@ -1,0 +1,560 @@
+//! The ledger's state and its transitions: no I/O, the time as an argument.
+//!
+//! Every transition leaves in [`Effects`] what has to be written down, and what the GPUs' threads are to do
+//! once it is. What is on the GPUs is in `machine.rs`, what is told of it all in `view.rs`.
+
+use super::{
+    deadlines::Deadlines,
+    gpu::{Gpu, Key},
+    record::{LeaseRow, Now, Purpose, Repartition, RequestRow, SliceRow, Status, Write},
+    store::Loaded,
+};
+use crate::{
+    AllocatorError, LeaseRequest, Resolved,
+    geometry::{Resolution, resolve},
+    is_workload_name,
+    node::{Change, Order},
+    placement::{Action, ExpectedLoss, Plan, Pool},
+    queue::{self, Entry, Holdings},
+};
+use jiff::SignedDuration;
+use mlad::api::{Need, Placement};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+/// The most requests that may wait; each takes a few hundred bytes.
+const MOST_WAITING: usize = 200_000;
+/// The longest name of a user, in bytes.
+const LONGEST_USER: usize = 128;
+/// Renewals are written down this often: after a restart every lease has a full period anyway.
+const FLUSH: Duration = Duration::from_secs(10);
+
+/// Who asked, who holds what, and what is on the GPUs.
+pub(super) struct Ledger {
+    pub(super) node: String,
+    pub(super) period: Duration,
+    pub(super) waiting: BTreeMap<u64, Waiting>,
+    pub(super) leases: BTreeMap<u64, LeaseRow>,
+    pub(super) known: HashMap<String, Standing>,
+    /// Slots that leases hold: GPU, profile and start.
+    pub(super) holders: BTreeMap<(String, Key), u64>,
+    pub(super) holdings: Holdings,
+    /// Changes of GPUs that are under way.
+    pub(super) changes: HashMap<u64, Repartition>,
+    pub(super) gpus: Vec<Gpu>,
+    /// Indices at the driver that do not answer, and why.
+    pub(super) lost: BTreeMap<u32, String>,
+    /// Why the driver does not answer at all.
+    pub(super) down: Option<String>,
+    pub(super) read_at: jiff::Timestamp,
+    pub(super) pool: Pool,
+    pub(super) policy: ExpectedLoss,
+    pub(super) effects: Effects,
+    /// Slots whose destruction was under way when the allocator stopped.
+    pub(super) unfinished: BTreeSet<(String, Key)>,
+    deadlines: Deadlines,
+    renewed: BTreeSet<u64>,
+    flush_at: Option<Duration>,
+    fence: u64,
+    seq: u64,
+    repartition: u64,
+    /// Waiting requests that need no slice, and so no queue.
+    sliceless: Vec<u64>,
+    /// Something changed since the queue was last gone through.
+    pub(super) stirred: bool,
+}
+
+/// A request that waits.
+#[derive(Debug, Clone)]
+pub(super) struct Waiting {
+    pub(super) row: RequestRow,
+    pub(super) entry: Entry,
+    /// Memory in MiB reserved for it while its slice is being made.
+    pub(super) reserved_mib: u64,
+}
+
+/// Where a workload is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Waiting, at this place in the order.
+    Waiting(u64),
+    /// Holding the lease with this fence.
+    Leased(u64),
+}
+
+/// What a transition asks for.
+#[derive(Debug, Default)]
+pub(super) struct Effects {
+    /// To be written down, in one transaction.
+    pub(super) writes: Vec<Write>,
+    /// To be done after it is.
+    pub(super) orders: Vec<(String, Order)>,
+    /// Somebody who watches wants to know.
+    pub(super) changed: bool,
+}
+
+impl Ledger {
+    /// An empty ledger for `node`, whose leases last `period` unless they are renewed.
+    pub(super) fn new(node: String, period: Duration) -> Self {
+        Self {
+            node,
+            period,
+            waiting: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            known: HashMap::new(),
+            holders: BTreeMap::new(),
+            holdings: Holdings::default(),
+            changes: HashMap::new(),
+            gpus: Vec::new(),
+            lost: BTreeMap::new(),
+            down: None,
+            read_at: jiff::Timestamp::UNIX_EPOCH,
+            pool: Pool::default(),
+            policy: ExpectedLoss::default(),
+            effects: Effects::default(),
+            unfinished: BTreeSet::new(),
+            deadlines: Deadlines::default(),
+            renewed: BTreeSet::new(),
+            flush_at: None,
+            fence: 0,
+            seq: 0,
+            repartition: 0,
+            sliceless: Vec::new(),
+            stirred: true,
+        }
+    }
+
+    /// Takes over what the database says, in place of what is remembered. Every lease has a full period from
+    /// now. What is known of the GPUs, and changes that their threads are at, stay.
+    pub(super) fn load(&mut self, loaded: Loaded, now: Now) {
+        self.effects = Effects { changed: true, ..Effects::default() };
+        (self.waiting, self.leases) = Default::default();
+        (self.known, self.holders, self.holdings, self.sliceless) = Default::default();
+        if self.seq == 0 {
+            loaded.asked.iter().for_each(|profile| self.policy.mix.see(profile));
+        }
+        (self.deadlines, self.renewed, self.flush_at) = Default::default();
+        self.fence = self.fence.max(loaded.fence);
+        self.seq = self.seq.max(loaded.seq);
+        self.repartition = self.repartition.max(loaded.repartition);
+        for row in loaded.leases {
+            self.fence = self.fence.max(row.fence);
+            self.deadlines.set(row.fence, now.steady + self.period);
+            if row.slice.is_some() {
+                self.holdings.add(&row.request.user, row.memory_mib);
+            }
+            self.keep(LeaseRow { expires_at: self.end_of_period(now), ..row });
+        }
+        for row in loaded.waiting {
+            self.seq = self.seq.max(row.seq);
+            self.enqueue(row);
+        }
+        for left in loaded.repartitions {
+            if self.changes.contains_key(&left.change.id) {
+                continue;
+            }
+            tracing::warn!(gpu = left.gpu, change = ?left.change, "a repartition was cut short; what it left is set right");
+            self.unfinished.extend(left.change.destroy.iter().map(|key| (left.gpu.clone(), *key)));
+            self.effects.writes.push(Write::Finish { id: left.change.id });
+        }
+        for doubt in self.gpus.iter_mut().flat_map(Gpu::all_doubts) {
+            // What was to be done about it may be among what was not written down.
+            doubt.retry_at = doubt.retry_at.min(now.steady);
+        }
+        let underway: Vec<u64> = self.changes.keys().copied().collect();
+        for id in underway {
+            self.resume(id);
+        }
+        self.rebuild_all();
+    }
+
+    /// What a need comes to on the GPUs there are.
+    pub(super) fn resolve(&self, need: &Need) -> Result<Resolution, AllocatorError> {
+        match (resolve(need, &self.pool.models), &self.down) {
+            (Ok(resolution), _) => Ok(resolution),
+            (Err(_), Some(down)) if self.pool.models.is_empty() => {
+                Err(AllocatorError::Driver(format!("{down}; until it does, only `cpu` (no GPU) can be had")))
+            }
+            (Err(impossible), _) => Err(AllocatorError::Impossible(impossible.0)),
+        }
+    }
+
+    /// A new request; one of a workload that is known changes nothing.
+    pub(super) fn request(&mut self, request: &LeaseRequest, now: Now) -> Result<(), AllocatorError> {
+        if self.known.contains_key(&request.workload) {
+            return Ok(());
+        }
+        let refused = |error: AllocatorError| {
+            let LeaseRequest { workload, user, need, .. } = request;
+            tracing::info!(workload = workload.escape_debug().to_string(), user, %need, reason = %error, "refused");
+            error
+        };
+        check_names(request).map_err(refused)?;
+        if self.waiting.len() >= MOST_WAITING {
+            return Err(refused(AllocatorError::TooMany(self.waiting.len())));
+        }
+        let resolution = self.resolve(&request.need).map_err(refused)?;
+        within_limits(request, &resolution).map_err(refused)?;
+        self.seq += 1;
+        let row = RequestRow {
+            workload: request.workload.clone(),
+            seq: self.seq,
+            user: request.user.as_str().into(),
+            need: request.need.clone(),
+            profile: Resolved::from(&resolution).profile,
+            limits: request.limits,
+            expected_seconds: request.expected_seconds,
+            requested_at: now.wall,
+        };
+        if resolution.needs_gpu() {
+            self.policy.mix.see(&row.profile);
+        }
+        tracing::debug!(workload = row.workload, user = %row.user, need = %row.need, seq = row.seq, "asked");
+        self.effects.writes.push(Write::Request(row.clone()));
+        self.enqueue(row);
+        self.stir();
+        Ok(())
+    }
+
+    /// Keeps a lease.
+    pub(super) fn renew(&mut self, workload: &str, fence: u64, now: Now) -> Result<(), AllocatorError> {
+        let Some(Standing::Leased(held)) = self.known.get(workload).copied() else {
+            return Err(AllocatorError::Unknown(workload.to_owned()));
+        };
+        let expires_at = self.end_of_period(now);
+        let Some(lease) = self.leases.get_mut(&held) else {
+            return Err(AllocatorError::Unknown(workload.to_owned()));
+        };
+        if held != fence {
+            return Err(AllocatorError::Fence(workload.to_owned()));
+        }
+        match &lease.status {
+            Status::Over(_) => return Err(AllocatorError::Ended(workload.to_owned())),
+            Status::Expired => {
+                tracing::info!(workload, fence, "the holder of an expired lease is back");
+                lease.status = Status::Active;
+                self.effects.changed = true;
+            }
+            Status::Active => {}
+        }
+        (lease.renewed_at, lease.expires_at) = (now.wall, expires_at);
+        self.deadlines.set(fence, now.steady + self.period);
+        self.renewed.insert(fence);
+        self.flush_at.get_or_insert(now.steady + FLUSH);
+        Ok(())
+    }
+
+    /// Gives a lease, or a place in the queue, back.
+    pub(super) fn release(&mut self, workload: &str, now: Now) {
+        match self.known.get(workload).copied() {
+            None => {}
+            Some(Standing::Waiting(seq)) => self.give_up(seq, "given up before it was granted", now),
+            Some(Standing::Leased(fence)) => {
+                let over = self.leases.get(&fence).and_then(|lease| match &lease.status {
+                    Status::Over(reason) => Some(reason.clone()),
+                    Status::Active | Status::Expired => None,
+                });
+                self.free(fence, over.as_deref().unwrap_or("released"), now);
+            }
+        }
+    }
+
+    /// Ends a lease, or a wait, for `reason`. Its slice stays held until it is released, unless `free`.
+    pub(super) fn revoke(&mut self, workload: &str, reason: &str, free: bool, now: Now) {
+        match self.known.get(workload).copied() {
+            None => {}
+            Some(Standing::Waiting(seq)) => self.give_up(seq, reason, now),
+            Some(Standing::Leased(fence)) if free => self.free(fence, reason, now),
+            Some(Standing::Leased(fence)) => self.end(fence, reason, now),
+        }
+    }
+
+    /// Does what is due: marks leases as expired, writes renewals down, looks at doubts again.
+    pub(super) fn tick(&mut self, now: Now) {
+        while let Some(fence) = self.deadlines.pop(now.steady) {
+            let Some(lease) = self.leases.get_mut(&fence) else { continue };
+            if lease.status == Status::Active {
+                lease.status = Status::Expired;
+                let LeaseRow { request, .. } = &*lease;
+                tracing::warn!(workload = request.workload, user = %request.user, fence,
+                    "the lease expired: nobody renewed it; its slice stays held until it is released or revoked");
+                self.effects.writes.push(Write::Expire { fence, at: now.wall });
+                self.effects.changed = true;
+            }
+        }
+        if self.flush_at.is_some_and(|at| at <= now.steady) {
+            self.flush_at = None;
+            for fence in std::mem::take(&mut self.renewed) {
+                let Some(lease) = self.leases.get(&fence) else { continue };
+                let (at, expires_at) = (lease.renewed_at, lease.expires_at);
+                self.effects.writes.push(Write::Renew { fence, at, expires_at });
+            }
+        }
+        self.look_again(now);
+    }
+
+    /// When [`Self::tick`] has something to do next.
+    pub(super) fn next_tick(&self) -> Option<Duration> {
+        let deadline = self.deadlines.next();
+        let retries = self.gpus.iter().filter_map(Gpu::next_retry);
+        retries.chain(deadline).chain(self.flush_at).min()
+    }
+
+    /// Goes through the queue and grants what can be.
+    pub(super) fn schedule(&mut self, now: Now) {
+        if !std::mem::take(&mut self.stirred) {
+            return;
+        }
+        for seq in std::mem::take(&mut self.sliceless) {
+            self.grant(seq, None, now);
+        }
+        let entries = self.waiting.values().map(|waiting| &waiting.entry);
+        let grants = queue::schedule(entries, &mut self.holdings, &mut self.pool, &self.policy);
+        for (seq, plan) in grants {
+            match plan {
+                None => self.grant(seq, None, now),
+                Some(plan) => {
+                    let user = self.waiting.get(&seq).map(|waiting| Arc::clone(&waiting.row.user));
+                    if let (None, Some(user)) = (self.carry_out(seq, &plan, now), user) {
+                        tracing::error!(seq, ?plan, "a plan does not fit the GPUs it was made for");
+                        self.holdings.take(&user, queue::memory_of(&self.pool, &plan));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The greatest numbers given so far, by the names the store has for them.
+    pub(super) fn counters(&self) -> [(&'static str, u64); 3] {
+        [("fence", self.fence), ("seq", self.seq), ("repartition", self.repartition)]
+    }
+
+    /// Something changed: the queue is to be gone through, and watchers want to know.
+    pub(super) fn stir(&mut self) {
+        self.stirred = true;
+        self.effects.changed = true;
+    }
+
+    /// Begins a change of a GPU: it is written down, then done.
+    pub(super) fn begin(
+        &mut self,
+        gpu: &str,
+        destroy: Vec<Key>,
+        make: Option<(u32, Placement)>,
+        purpose: Purpose,
+        now: Now,
+    ) {
+        self.repartition += 1;
+        let change = Change { id: self.repartition, destroy, make };
+        let repartition = Repartition { gpu: gpu.to_owned(), change: change.clone(), purpose };
+        self.effects.writes.push(Write::Begin { repartition: repartition.clone(), at: now.wall });
+        self.effects.orders.push((gpu.to_owned(), Order::Change(change)));
+        self.effects.changed = true;
+        self.changes.insert(self.repartition, repartition);
+    }
+
+    /// Grants a waiting request: with this slice and its memory, or without one.
+    pub(super) fn grant(&mut self, seq: u64, slice: Option<(SliceRow, String, u64)>, now: Now) {
+        let Some(waiting) = self.waiting.remove(&seq) else { return };
+        self.fence += 1;
+        let (slice, profile, memory_mib) = match slice {
+            Some((slice, profile, memory_mib)) => (Some(slice), profile, memory_mib),
+            None => (None, "cpu".to_owned(), 0),
+        };
+        let lease = LeaseRow {
+            fence: self.fence,
+            request: waiting.row,
+            node: self.node.clone(),
+            profile,
+            memory_mib,
+            slice,
+            granted_at: now.wall,
+            renewed_at: now.wall,
+            expires_at: self.end_of_period(now),
+            status: Status::Active,
+        };
+        let LeaseRow { request, slice, .. } = &lease;
+        tracing::info!(workload = request.workload, user = %request.user, need = %request.need,
+            profile = lease.profile, fence = lease.fence,
+            gpu = slice.as_ref().map(|slice| slice.gpu_index),
+            start = slice.as_ref().map(|slice| slice.placement.start),
+            uuid = slice.as_ref().map(|slice| &slice.uuid), "granted");
+        self.deadlines.set(self.fence, now.steady + self.period);
+        self.effects.writes.push(Write::Grant(Box::new(lease.clone())));
+        self.keep(lease);
+        self.effects.changed = true;
+    }
+
+    /// The change for a waiting request failed: it waits on, its reservation given back.
+    pub(super) fn wait_on(&mut self, seq: u64) {
+        if let Some(waiting) = self.waiting.get_mut(&seq) {
+            waiting.entry.preparing = false;
+            self.holdings.take(&waiting.entry.user, waiting.reserved_mib);
+        }
+        self.stir();
+    }
+
+    /// A lease may not be renewed any more; its slice stays held until it is released.
+    pub(super) fn end(&mut self, fence: u64, reason: &str, now: Now) {
+        let Some(lease) = self.leases.get_mut(&fence) else { return };
+        if matches!(lease.status, Status::Over(_)) {
+            return;
+        }
+        tracing::warn!(workload = lease.request.workload, user = %lease.request.user, fence, reason, "the lease is over");
+        lease.status = Status::Over(reason.to_owned());
+        self.deadlines.remove(fence);
+        self.effects.writes.push(Write::Over { fence, at: now.wall, reason: reason.to_owned() });
+        self.effects.changed = true;
+    }
+
+    /// Takes up a change again whose request was loaded anew.
+    fn resume(&mut self, id: u64) {
+        let Some(Repartition { purpose: Purpose::Grant(seq, _), gpu, change }) = self.changes.get(&id) else { return };
+        let gpu = self.gpus.iter().find(|known| known.uuid == *gpu);
+        let profile = change.make.and_then(|(profile, _)| gpu?.model.profiles().iter().find(|p| p.id == profile));
+        let Some(waiting) = self.waiting.get_mut(seq) else { return };
+        waiting.entry.preparing = true;
+        waiting.reserved_mib = profile.map_or(0, |profile| profile.memory_mib);
+        self.holdings.add(&waiting.entry.user, waiting.reserved_mib);
+    }
+
+    fn enqueue(&mut self, row: RequestRow) {
+        let entry = Entry {
+            seq: row.seq,
+            user: Arc::clone(&row.user),
+            limits: row.limits,
+            wanted: resolve(&row.need, &self.pool.models).ok().map(Arc::new),
+            preparing: false,
+            expected_seconds: row.expected_seconds,
+        };
+        if row.need == Need::Cpu {
+            self.sliceless.push(row.seq);
+        }
+        self.known.insert(row.workload.clone(), Standing::Waiting(row.seq));
+        self.waiting.insert(row.seq, Waiting { row, entry, reserved_mib: 0 });
+    }
+
+    fn keep(&mut self, lease: LeaseRow) {
+        self.known.insert(lease.request.workload.clone(), Standing::Leased(lease.fence));
+        if let Some(slice) = &lease.slice {
+            self.holders.insert((slice.gpu.clone(), (slice.profile, slice.placement.start)), lease.fence);
+        }
+        self.leases.insert(lease.fence, lease);
+    }
+
+    fn give_up(&mut self, seq: u64, reason: &str, now: Now) {
+        let Some(waiting) = self.waiting.remove(&seq) else { return };
+        let workload = waiting.row.workload;
+        tracing::info!(workload, user = %waiting.row.user, reason, "no longer waits");
+        if waiting.entry.preparing {
+            self.holdings.take(&waiting.entry.user, waiting.reserved_mib);
+        }
+        self.known.remove(&workload);
+        self.effects.writes.push(Write::GiveUp { workload, at: now.wall, reason: reason.to_owned() });
+        self.stir();
+    }
+
+    fn free(&mut self, fence: u64, reason: &str, now: Now) {
+        let Some(lease) = self.leases.remove(&fence) else { return };
+        let LeaseRow { request, slice, memory_mib, .. } = lease;
+        tracing::info!(workload = request.workload, user = %request.user, fence, reason, "released");
+        self.known.remove(&request.workload);
+        self.deadlines.remove(fence);
+        self.renewed.remove(&fence);
+        let workload = request.workload;
+        self.effects.writes.push(Write::Release { fence, workload, at: now.wall, reason: reason.to_owned() });
+        if let Some(slice) = slice {
+            self.holders.remove(&(slice.gpu.clone(), (slice.profile, slice.placement.start)));
+            self.holdings.take(&request.user, memory_mib);
+            self.rebuild(&slice.gpu);
+        }
+        self.stir();
+    }
+
+    /// Does what a plan says: grants what is there, or begins to make it.
+    fn carry_out(&mut self, seq: u64, plan: &Plan, now: Now) -> Option<()> {
+        let gpu = self.gpus.get(plan.gpu)?;
+        let key = gpu.key(plan.placed)?;
+        let profile = gpu.model.profile(plan.placed.profile)?;
+        let waiting = self.waiting.get_mut(&seq)?;
+        let (uuid, placement) = (gpu.uuid.clone(), Placement { start: key.1, size: profile.columns });
+        tracing::debug!(workload = waiting.row.workload, gpu = gpu.index, profile = profile.name, start = key.1,
+            cost = plan.cost, action = ?plan.action, "chosen");
+        match &plan.action {
+            Action::Reuse => {
+                let slice = self.slice(plan.gpu, key)?;
+                self.grant(seq, Some(slice), now);
+            }
+            Action::Make { destroy } => {
+                waiting.entry.preparing = true;
+                waiting.reserved_mib = profile.memory_mib;
+                let destroy: Vec<Key> = destroy.iter().filter_map(|placed| gpu.key(*placed)).collect();
+                tracing::info!(workload = waiting.row.workload, user = %waiting.row.user, gpu = gpu.index,
+                    profile = profile.name, start = key.1, destroyed = destroy.len(), "repartitioning");
+                let purpose = Purpose::Grant(seq, waiting.row.workload.clone());
+                self.begin(&uuid, destroy, Some((key.0, placement)), purpose, now);
+            }
+        }
+        Some(())
+    }
+
+    /// What is in a slot, ready to be granted: with the profile's name and memory.
+    pub(super) fn slice(&self, gpu: usize, key: Key) -> Option<(SliceRow, String, u64)> {
+        let gpu = self.gpus.get(gpu)?;
+        let uuid = gpu.device(key)?.to_owned();
+        let profile = gpu.model.profile(gpu.model.by_id(key.0)?)?;
+        let slice = SliceRow {
+            gpu: gpu.uuid.clone(),
+            gpu_index: gpu.index,
+            profile: key.0,
+            placement: gpu.instance(key)?.placement,
+            whole: !gpu.model.sliced,
+            uuid,
+        };
+        Some((slice, profile.name.clone(), profile.memory_mib))
+    }
+
+    fn end_of_period(&self, now: Now) -> jiff::Timestamp {
+        let period = SignedDuration::try_from(self.period).unwrap_or(SignedDuration::MAX);
+        now.wall.checked_add(period).unwrap_or(jiff::Timestamp::MAX)
+    }
+}
+
+fn check_names(request: &LeaseRequest) -> Result<(), AllocatorError> {
+    let LeaseRequest { workload, user, .. } = request;
+    if !is_workload_name(workload) {
+        return Err(AllocatorError::Invalid(format!("`{}` cannot name a workload", workload.escape_debug())));
+    }
+    if user.is_empty() || user.len() > LONGEST_USER || user.contains(char::is_control) {
+        return Err(AllocatorError::Invalid(format!("`{}` cannot name a user", user.escape_debug())));
+    }
+    Ok(())
+}
+
+/// Refuses what alone is over its user's limits: it would wait for ever.
+fn within_limits(request: &LeaseRequest, resolution: &Resolution) -> Result<(), AllocatorError> {
+    let LeaseRequest { user, need, limits, .. } = request;
+    if !resolution.needs_gpu() {
+        return Ok(());
+    }
+    if limits.slices == Some(0) {
+        return Err(AllocatorError::Quota(format!("{user} may not hold any slice")));
+    }
+    match limits.gpu_memory_mib {
+        Some(most) if resolution.memory_mib > most => Err(AllocatorError::Quota(format!(
+            "{need} has {:.1} GiB; {user} may hold {:.1} GiB of GPU memory in all",
+            resolution.memory_mib as f64 / 1024.0,
+            most as f64 / 1024.0
+        ))),
+        _ => Ok(()),
+    }
+}
+
+impl From<&Resolution> for Resolved {
+    fn from(resolution: &Resolution) -> Self {
+        Self { profile: resolution.profile.clone(), memory_mib: resolution.memory_mib }
+    }
+}

@@ -1,0 +1,338 @@
+//! What the ledger makes of what the GPUs' threads report.
+
+use super::{
+    gpu::{Barred, Doubt, Gpu, Key, Remedy},
+    ledger::Ledger,
+    record::{Now, Purpose, Repartition, Status, Write},
+};
+use crate::{
+    geometry::resolve,
+    node::{DriverError, Failure, Listed, Order, Reading, Report, Stage},
+    placement::Pool,
+};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+/// A placement that the driver refused is not tried again for this long, unless the GPU changes.
+const BARRED: Duration = Duration::from_secs(30);
+
+impl Ledger {
+    /// Takes in a report.
+    pub(super) fn report(&mut self, report: Report, now: Now) {
+        match report {
+            Report::Down(error) => self.driver_down(&error),
+            Report::Listed(listed) => self.listed(&listed, now),
+            Report::Gpu { uuid, reading, change } => {
+                self.read_at = now.wall;
+                let change = change.and_then(|(id, result)| Some((self.finish(id)?, result)));
+                self.observe(&uuid, reading, now);
+                if let Some((change, result)) = change {
+                    self.outcome(change, result, now);
+                }
+                self.examine(&uuid, now);
+                self.rebuild(&uuid);
+            }
+            Report::Xid { gpu, xid } => tracing::error!(gpu, ?xid, "a GPU reports a critical error"),
+        }
+        self.stir();
+    }
+
+    /// Looks again at what is in doubt, where it is due.
+    pub(super) fn look_again(&mut self, now: Now) {
+        let due = |doubt: &Doubt| doubt.retry_at <= now.steady;
+        let mut orders: Vec<(String, Order)> = Vec::new();
+        let mut repairs: Vec<(String, Key, Remedy)> = Vec::new();
+        let mut freed: Vec<String> = Vec::new();
+        for gpu in &mut self.gpus {
+            let barred = gpu.barred.len();
+            gpu.barred.retain(|_, barred| barred.until > now.steady);
+            if gpu.barred.len() < barred {
+                freed.push(gpu.uuid.clone());
+            }
+            for doubt in gpu.fault.iter_mut().filter(|doubt| due(doubt)) {
+                doubt.retry_at = Duration::MAX;
+                orders.push((gpu.uuid.clone(), Order::Read));
+            }
+            for (key, doubt) in gpu.doubts.iter_mut().filter(|(_, doubt)| due(doubt)) {
+                doubt.retry_at = Duration::MAX;
+                match doubt.remedy {
+                    Remedy::Read => orders.push((gpu.uuid.clone(), Order::Read)),
+                    remedy => repairs.push((gpu.uuid.clone(), *key, remedy)),
+                }
+            }
+        }
+        self.effects.orders.append(&mut orders);
+        for (gpu, key, remedy) in repairs {
+            if self.changes.values().any(|change| change.gpu == gpu && change.slots().any(|slot| slot == key)) {
+                continue;
+            }
+            let placement = self.gpu(&gpu).and_then(|gpu| gpu.instance(key)).map(|instance| instance.placement);
+            let Some(placement) = placement else { continue };
+            let unfinished = self.unfinished.contains(&(gpu.clone(), key));
+            let (destroy, make) = match remedy {
+                Remedy::Complete if !unfinished => (Vec::new(), Some((key.0, placement))),
+                _ => (vec![key], None),
+            };
+            self.begin(&gpu, destroy, make, Purpose::Repair(key.0, key.1), now);
+        }
+        for gpu in freed {
+            self.rebuild(&gpu);
+            self.stir();
+        }
+    }
+
+    /// What is on a GPU has changed in the ledger: its space is worked out again.
+    pub(super) fn rebuild(&mut self, uuid: &str) {
+        let Some(at) = self.gpus.iter().position(|gpu| gpu.uuid == uuid) else { return };
+        let Some(gpu) = self.gpus.get(at) else { return };
+        let Some(model) = self.pool.models.iter().position(|model| Arc::ptr_eq(model, &gpu.model)) else { return };
+        let space = gpu.space(model, self.held_on(uuid));
+        if let Some(slot) = self.pool.gpus.get_mut(at) {
+            *slot = space;
+        }
+    }
+
+    /// Works out models and space of every GPU, and what each waiting request comes to on them.
+    pub(super) fn rebuild_all(&mut self) {
+        let mut models: Vec<Arc<_>> = Vec::new();
+        for gpu in &mut self.gpus {
+            match models.iter().find(|model| **model == gpu.model) {
+                Some(model) => gpu.model = Arc::clone(model),
+                None => models.push(Arc::clone(&gpu.model)),
+            }
+        }
+        let spaces = self.gpus.iter().map(|gpu| {
+            let model = models.iter().position(|model| Arc::ptr_eq(model, &gpu.model)).unwrap_or(usize::MAX);
+            gpu.space(model, self.held_on(&gpu.uuid))
+        });
+        let gpus = spaces.collect();
+        self.pool = Pool { models, gpus };
+        for waiting in self.waiting.values_mut() {
+            waiting.entry.wanted = resolve(&waiting.row.need, &self.pool.models).ok().map(Arc::new);
+        }
+        self.stir();
+    }
+
+    fn gpu(&self, uuid: &str) -> Option<&Gpu> {
+        self.gpus.iter().find(|gpu| gpu.uuid == uuid)
+    }
+
+    fn gpu_mut(&mut self, uuid: &str) -> Option<&mut Gpu> {
+        self.gpus.iter_mut().find(|gpu| gpu.uuid == uuid)
+    }
+
+    /// Slots of a GPU that are leased, being made or being destroyed.
+    fn held_on(&self, uuid: &str) -> BTreeSet<Key> {
+        let from = (uuid.to_owned(), (0, 0));
+        let leased = self.holders.range(from..).take_while(|((gpu, _), _)| gpu == uuid).map(|((_, key), _)| *key);
+        let changing = self.changes.values().filter(|repartition| repartition.gpu == uuid);
+        leased.chain(changing.flat_map(Repartition::slots)).collect()
+    }
+
+    fn driver_down(&mut self, error: &DriverError) {
+        let reason = error.to_string();
+        if self.down.as_ref() != Some(&reason) {
+            tracing::warn!(reason, "only `cpu` can be granted until the driver answers");
+        }
+        for gpu in &mut self.gpus {
+            let doubt = Doubt { reason: reason.clone(), remedy: Remedy::Read, tries: 0, retry_at: Duration::MAX };
+            gpu.fault = Some(doubt);
+        }
+        self.down = Some(reason);
+        self.rebuild_all();
+    }
+
+    fn listed(&mut self, listed: &[Listed], now: Now) {
+        self.down = None;
+        self.read_at = now.wall;
+        self.lost.clear();
+        for Listed { index, uuid } in listed {
+            let Err(error) = uuid else { continue };
+            let known = self.gpus.iter().any(|gpu| gpu.index == *index);
+            if !known {
+                self.lost.insert(*index, error.to_string());
+            }
+        }
+        let there: BTreeSet<&String> = listed.iter().filter_map(|gpu| gpu.uuid.as_ref().ok()).collect();
+        let all_answer = there.len() == listed.len();
+        for gpu in self.gpus.iter_mut().filter(|gpu| !there.contains(&gpu.uuid)) {
+            let at_index = listed.iter().find(|listed| listed.index == gpu.index);
+            let reason = match at_index.map(|listed| &listed.uuid) {
+                Some(Err(error)) => error.to_string(),
+                _ => "the GPU is no longer in the driver's list".to_owned(),
+            };
+            if gpu.fault.is_none() {
+                tracing::error!(gpu = gpu.index, uuid = gpu.uuid, reason, "a GPU is out of service");
+            }
+            gpu.fault = Some(Doubt::new(reason, Remedy::Read, gpu.fault.as_ref(), now));
+        }
+        if all_answer && !listed.is_empty() {
+            let gone = self.leases.values().filter_map(|lease| {
+                let slice = lease.slice.as_ref()?;
+                (!there.contains(&slice.gpu)).then_some(lease.fence)
+            });
+            for fence in gone.collect::<Vec<_>>() {
+                self.end(fence, "its GPU is no longer in the machine", now);
+            }
+        }
+        self.rebuild_all();
+    }
+
+    /// The record of a change that is over; none if it is not ours any more.
+    fn finish(&mut self, id: u64) -> Option<Repartition> {
+        let repartition = self.changes.remove(&id)?;
+        self.effects.writes.push(Write::Finish { id });
+        Some(repartition)
+    }
+
+    fn observe(&mut self, uuid: &str, reading: Result<Reading, DriverError>, now: Now) {
+        let reading = match reading {
+            Ok(reading) => reading,
+            Err(error) => {
+                let Some(gpu) = self.gpu_mut(uuid) else { return };
+                if gpu.fault.is_none() {
+                    tracing::error!(gpu = gpu.index, uuid, %error, "a GPU is out of service");
+                }
+                gpu.fault = Some(Doubt::new(error.to_string(), Remedy::Read, gpu.fault.as_ref(), now));
+                return;
+            }
+        };
+        self.lost.remove(&reading.index);
+        match self.gpu_mut(uuid) {
+            Some(gpu) => {
+                if gpu.fault.is_some() {
+                    tracing::info!(gpu = gpu.index, uuid, "a GPU is back in service");
+                }
+                if gpu.observe(reading) {
+                    self.rebuild_all();
+                }
+            }
+            None => {
+                let model = &reading.model;
+                tracing::info!(
+                    gpu = reading.index,
+                    uuid,
+                    model = model.name,
+                    mig = model.sliced,
+                    instances = reading.instances.len(),
+                    "a GPU is in service"
+                );
+                self.gpus.push(Gpu::new(reading));
+                self.gpus.sort_by_key(|gpu| gpu.index);
+                self.rebuild_all();
+            }
+        }
+        self.compare(uuid, now);
+    }
+
+    /// Compares the leases on a GPU with what is there: the driver is believed.
+    fn compare(&mut self, uuid: &str, now: Now) {
+        let Some(gpu) = self.gpu(uuid) else { return };
+        let mut gone = Vec::new();
+        let mut moved = Vec::new();
+        for lease in self.leases.values() {
+            let Some(slice) = lease.slice.as_ref().filter(|slice| slice.gpu == uuid) else { continue };
+            let key = (slice.profile, slice.placement.start);
+            match gpu.device(key).filter(|_| slice.whole != gpu.model.sliced) {
+                None if matches!(lease.status, Status::Over(_)) => {}
+                None => gone.push(lease.fence),
+                Some(device) if device != slice.uuid || gpu.index != slice.gpu_index => {
+                    let mut slice = slice.clone();
+                    (slice.uuid, slice.gpu_index) = (device.to_owned(), gpu.index);
+                    moved.push((lease.fence, slice));
+                }
+                Some(_) => {}
+            }
+        }
+        for fence in gone {
+            self.end(fence, "the slice vanished: the machine was restarted, or somebody destroyed it", now);
+        }
+        for (fence, slice) in moved {
+            tracing::info!(fence, gpu = slice.gpu_index, uuid = slice.uuid, "the slice has another UUID or index now");
+            self.effects.writes.push(Write::Slice { fence, slice: slice.clone() });
+            if let Some(lease) = self.leases.get_mut(&fence) {
+                lease.slice = Some(slice);
+            }
+        }
+    }
+
+    /// What comes of a change that is over.
+    fn outcome(&mut self, done: Repartition, result: Result<(), Failure>, now: Now) {
+        let Repartition { gpu: uuid, change, purpose } = done;
+        if let Err(failure) = &result {
+            self.blame(&uuid, &change.make, failure, now);
+        }
+        let (seq, workload) = match purpose {
+            Purpose::Grant(seq, workload) => (seq, workload),
+            Purpose::Repair(profile, start) => return self.repaired(&uuid, (profile, start), result.is_ok(), now),
+        };
+        let at = self.gpus.iter().position(|gpu| gpu.uuid == uuid);
+        let made = change.make.map(|(profile, placement)| (profile, placement.start));
+        let slice = at.zip(made).and_then(|(at, key)| self.slice(at, key));
+        match (result, slice) {
+            _ if !self.waiting.contains_key(&seq) => {
+                tracing::info!(workload, gpu = uuid, "made for a request that was given up; it stays idle");
+            }
+            (Ok(()), Some(slice)) => self.grant(seq, Some(slice), now),
+            (result, _) => {
+                let reason = result.err().map_or("it is not there".to_owned(), |failure| failure.error.to_string());
+                tracing::warn!(workload, gpu = uuid, reason, "the slice could not be made; the request waits on");
+                self.wait_on(seq);
+            }
+        }
+    }
+
+    fn repaired(&mut self, uuid: &str, key: Key, success: bool, now: Now) {
+        let Some(gpu) = self.gpu_mut(uuid) else { return };
+        if success {
+            gpu.doubts.remove(&key);
+            tracing::info!(gpu = gpu.index, profile = key.0, start = key.1, "an instance in doubt is set right");
+        } else if let Some(doubt) = gpu.doubts.get_mut(&key).filter(|doubt| doubt.retry_at == Duration::MAX) {
+            *doubt = Doubt::new(doubt.reason.clone(), doubt.remedy, Some(doubt), now);
+        }
+    }
+
+    /// Puts in doubt what a change failed at, so that it is not tried again at once.
+    fn blame(&mut self, uuid: &str, make: &Option<(u32, mlad::api::Placement)>, failure: &Failure, now: Now) {
+        let Some(gpu) = self.gpu_mut(uuid) else { return };
+        let Failure { stage, error } = failure;
+        match (stage, make) {
+            (Stage::Destroy(profile, start), _) => {
+                let key = (*profile, *start);
+                let reason = format!("it cannot be destroyed: {error}");
+                tracing::warn!(gpu = gpu.index, profile, start, reason, "quarantined");
+                let doubt = Doubt::new(reason, Remedy::Destroy, gpu.doubts.get(&key), now);
+                gpu.doubts.insert(key, doubt);
+            }
+            (Stage::Make, Some((profile, placement))) => {
+                let key = (*profile, placement.start);
+                tracing::warn!(gpu = gpu.index, profile, start = placement.start, %error, "the driver refuses a placement");
+                match gpu.instance(key) {
+                    Some(_) => {
+                        let doubt = Doubt::new(error.to_string(), Remedy::Destroy, gpu.doubts.get(&key), now);
+                        gpu.doubts.insert(key, doubt);
+                    }
+                    None => {
+                        let barred = Barred { until: now.steady + BARRED, reason: error.to_string() };
+                        gpu.barred.insert(key, barred);
+                    }
+                }
+            }
+            (Stage::Make | Stage::Read, _) => {}
+        }
+    }
+
+    fn examine(&mut self, uuid: &str, now: Now) {
+        let held = self.held_on(uuid);
+        let Some(gpu) = self.gpus.iter_mut().find(|gpu| gpu.uuid == uuid) else { return };
+        gpu.examine(|key| held.contains(&key), now);
+        self.unfinished.retain(|(other, key)| other != uuid || gpu.instance(*key).is_some());
+    }
+}
+
+impl Repartition {
+    /// The slots it is about.
+    fn slots(&self) -> impl Iterator<Item = Key> {
+        let made = self.change.make.iter().map(|(profile, placement)| (*profile, placement.start));
+        self.change.destroy.iter().copied().chain(made)
+    }
+}

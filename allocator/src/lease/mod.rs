@@ -1,0 +1,22 @@
+//! The ledger: who asked, who holds what, who did; kept in memory and, before anything is answered, in the
+//! database.
+//!
+//! * [`Embedded`] — the allocator in this process; [`Settings`] says how.
+//! * `engine` — the one task that owns the ledger, its database and its GPUs.
+//! * `ledger` — the state and its transitions: no I/O, the time as an argument.
+//! * `store` — SQL.
+
+mod deadlines;
+mod embedded;
+mod engine;
+mod gpu;
+mod ledger;
+mod machine;
+mod record;
+mod store;
+mod view;
+
+pub use embedded::{Embedded, Gpus, Settings};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+//! What the ledger remembers, and what it writes down.
+
+use crate::{Limits, node::Change};
+use jiff::Timestamp;
+use mlad::api::{Need, Placement};
+use std::{sync::Arc, time::Duration};
+
+/// The time, by two clocks: the wall's for people, and one that only goes forward for deadlines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Now {
+    pub(super) wall: Timestamp,
+    pub(super) steady: Duration,
+}
+
+/// A request that waits, or waited.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RequestRow {
+    pub(super) workload: String,
+    /// Its place in the order of arrival.
+    pub(super) seq: u64,
+    pub(super) user: Arc<str>,
+    pub(super) need: Need,
+    /// What the need came to when it was asked.
+    pub(super) profile: String,
+    pub(super) limits: Limits,
+    pub(super) expected_seconds: Option<u64>,
+    pub(super) requested_at: Timestamp,
+}
+
+/// A lease that holds, or held, its slice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LeaseRow {
+    pub(super) fence: u64,
+    pub(super) request: RequestRow,
+    pub(super) node: String,
+    /// The profile granted: a MIG profile's name, `gpu` or `cpu`.
+    pub(super) profile: String,
+    pub(super) memory_mib: u64,
+    /// What it holds; none for `cpu`.
+    pub(super) slice: Option<SliceRow>,
+    pub(super) granted_at: Timestamp,
+    pub(super) renewed_at: Timestamp,
+    pub(super) expires_at: Timestamp,
+    pub(super) status: Status,
+}
+
+/// A slice, by its identity: GPU, profile and start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SliceRow {
+    /// UUID of the GPU.
+    pub(super) gpu: String,
+    pub(super) gpu_index: u32,
+    /// The driver's number of the profile.
+    pub(super) profile: u32,
+    pub(super) placement: Placement,
+    /// A whole GPU without MIG.
+    pub(super) whole: bool,
+    /// The UUID a container sees, as it was last read.
+    pub(super) uuid: String,
+}
+
+/// How a lease that holds its slice stands.
+///
+/// ```text
+/// Active ⇄ Expired        the deadline passes; its holder comes back and renews
+/// Active, Expired → Over  revoked, or the slice vanished
+/// any → released          (then it is history)
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Status {
+    /// It is renewed in time.
+    Active,
+    /// Nobody renewed it in time; its container may still run.
+    Expired,
+    /// It may not be renewed any more, for this reason; its container may still run.
+    Over(String),
+}
+
+/// A change of a GPU that is under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Repartition {
+    pub(super) gpu: String,
+    pub(super) change: Change,
+    pub(super) purpose: Purpose,
+}
+
+/// What a change is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To grant the request with this place in the order, of this workload.
+    Grant(u64, String),
+    /// To complete, or to get rid of, an instance in doubt: profile and start.
+    Repair(u32, u32),
+}
+
+/// Something to be written down. A batch of them is one transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Write {
+    /// A request that waits.
+    Request(RequestRow),
+    /// It was given up, or refused in the end.
+    GiveUp { workload: String, at: Timestamp, reason: String },
+    /// It is granted.
+    Grant(Box<LeaseRow>),
+    /// The lease was renewed.
+    Renew { fence: u64, at: Timestamp, expires_at: Timestamp },
+    /// The lease was not renewed in time.
+    Expire { fence: u64, at: Timestamp },
+    /// The lease may not be renewed any more.
+    Over { fence: u64, at: Timestamp, reason: String },
+    /// The slice is free again.
+    Release { fence: u64, workload: String, at: Timestamp, reason: String },
+    /// The slice has another UUID or index now.
+    Slice { fence: u64, slice: SliceRow },
+    /// A GPU is about to be changed.
+    Begin { repartition: Repartition, at: Timestamp },
+    /// It has been, or could not be.
+    Finish { id: u64 },
+}

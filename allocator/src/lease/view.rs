@@ -1,0 +1,246 @@
+//! What the ledger tells.
+
+use super::{
+    gpu::{Gpu, key_of},
+    ledger::{Ledger, Standing, Waiting},
+    record::{LeaseRow, Status},
+};
+use crate::{
+    AllocatorError, LeaseState,
+    geometry::{Columns, Profile},
+    placement::plan,
+    queue::{self, Block, Entry, Facts},
+};
+use jiff::Timestamp;
+use mlad::api::{GpuMap, Holder, Lease, Need, ProfileRoom, Slice, SliceState, Wait};
+use std::collections::HashMap;
+
+/// What there is to tell of all waiting requests together; good until something changes.
+pub(super) struct Outlook {
+    line: queue::Outlook,
+    estimates: HashMap<u64, Timestamp>,
+    free: Vec<String>,
+    faults: Vec<String>,
+    troubles: Vec<String>,
+}
+
+impl Ledger {
+    /// What became of the request of a workload; none if it neither waits nor holds anything.
+    pub(super) fn state(&self, workload: &str, outlook: &Outlook) -> Option<LeaseState> {
+        match self.known.get(workload)? {
+            Standing::Waiting(seq) => {
+                let last = self.waiting.last_key_value().is_some_and(|(last, _)| last == seq);
+                let ahead = if last { self.waiting.len() - 1 } else { self.waiting.range(..seq).count() };
+                Some(LeaseState::Waiting(self.wait(self.waiting.get(seq)?, ahead, outlook)))
+            }
+            Standing::Leased(fence) => Some(match self.leases.get(fence)? {
+                LeaseRow { status: Status::Over(reason), .. } => LeaseState::Ended { reason: reason.clone() },
+                lease => LeaseState::Granted(lease.to_api()),
+            }),
+        }
+    }
+
+    /// The lease of a workload.
+    pub(super) fn lease(&self, workload: &str) -> Result<Lease, AllocatorError> {
+        match self.known.get(workload) {
+            Some(Standing::Leased(fence)) => self.leases.get(fence).map(LeaseRow::to_api),
+            _ => None,
+        }
+        .ok_or_else(|| AllocatorError::Unknown(workload.to_owned()))
+    }
+
+    /// Every lease that holds a slice, by workload.
+    pub(super) fn all_leases(&self) -> Vec<Lease> {
+        let mut leases: Vec<Lease> = self.leases.values().map(LeaseRow::to_api).collect();
+        leases.sort_by(|a, b| a.workload.cmp(&b.workload));
+        leases
+    }
+
+    /// What there is to tell of all waiting requests together.
+    pub(super) fn outlook(&self, now: Timestamp) -> Outlook {
+        let entries = || self.waiting.values().map(|waiting| &waiting.entry);
+        let line = queue::Outlook::new(entries(), &self.holdings, &self.pool, &self.policy);
+        let block = |entry| (entry, line.block(entry, &self.holdings, &self.pool, &self.policy));
+        let near: Vec<(&Entry, Block)> = entries().take(queue::LOOK_AHEAD).map(block).collect();
+        let ends: Vec<_> = self.leases.values().filter_map(|lease| self.known_end(lease, now)).collect();
+        let estimates = queue::estimates(&near, &ends, &self.pool, &self.policy, now);
+        let estimates = near.iter().zip(estimates).filter_map(|((entry, _), at)| Some((entry.seq, at?))).collect();
+        let faults = self.faults();
+        let troubles = self.gpus.iter().flat_map(Gpu::troubles).chain(faults.clone()).collect();
+        Outlook { line, estimates, free: self.free_profiles(), faults, troubles }
+    }
+
+    /// Every waiting request, first in line first.
+    pub(super) fn waits(&self, outlook: &Outlook) -> Vec<Wait> {
+        self.waiting.values().enumerate().map(|(ahead, waiting)| self.wait(waiting, ahead, outlook)).collect()
+    }
+
+    fn wait(&self, waiting: &Waiting, ahead: usize, outlook: &Outlook) -> Wait {
+        let Waiting { row, entry, .. } = waiting;
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let block = outlook.line.block(entry, &self.holdings, &self.pool, &self.policy);
+        let before = match block {
+            Block::Behind(seq) => self.waiting.get(&seq).map(|before| (before.row.user.as_ref(), &before.row.need)),
+            _ => None,
+        };
+        let facts = Facts {
+            need: &row.need,
+            ahead: before,
+            free: &outlook.free,
+            faults: &outlook.faults,
+            troubles: &outlook.troubles,
+        };
+        let (reason, detail) = queue::explain(entry, block, &self.holdings, &facts);
+        Wait {
+            workload: row.workload.clone(),
+            user: row.user.to_string(),
+            need: row.need.clone(),
+            since: row.requested_at,
+            reason,
+            detail,
+            place: number(ahead + 1),
+            waiting: number(self.waiting.len()),
+            estimate: outlook.estimates.get(&row.seq).copied(),
+        }
+    }
+
+    /// Every GPU and what is on it.
+    pub(super) fn map(&self) -> GpuMap {
+        let mut gpus: Vec<mlad::api::Gpu> = self.gpus.iter().map(|gpu| self.gpu_to_api(gpu)).collect();
+        gpus.extend(self.lost.iter().map(|(index, reason)| mlad::api::Gpu {
+            node: self.node.clone(),
+            index: *index,
+            uuid: "unknown".to_owned(),
+            model: "unknown".to_owned(),
+            memory_mib: 0,
+            mig: false,
+            columns: 0,
+            slices: Vec::new(),
+            profiles: Vec::new(),
+            fault: Some(reason.clone()),
+        }));
+        gpus.sort_by_key(|gpu| gpu.index);
+        GpuMap { gpus, as_of: self.read_at }
+    }
+
+    fn gpu_to_api(&self, gpu: &Gpu) -> mlad::api::Gpu {
+        let changing = |key| {
+            let change = |change: &crate::node::Change| {
+                change.destroy.contains(&key) || change.make.is_some_and(|(profile, at)| (profile, at.start) == key)
+            };
+            self.changes.values().any(|repartition| repartition.gpu == gpu.uuid && change(&repartition.change))
+        };
+        let slice = |instance: &crate::node::Instance| {
+            let key = key_of(instance);
+            let profile = gpu.model.by_id(key.0).and_then(|index| gpu.model.profile(index));
+            let lease = self.holders.get(&(gpu.uuid.clone(), key)).and_then(|fence| self.leases.get(fence));
+            let state = match lease.map(|lease| &lease.status) {
+                Some(Status::Active) => SliceState::Leased,
+                Some(Status::Expired | Status::Over(_)) => SliceState::Quarantined,
+                None if gpu.doubts.contains_key(&key) || changing(key) => SliceState::Quarantined,
+                None => SliceState::Idle,
+            };
+            Slice {
+                profile: profile.map_or_else(|| format!("profile {}", key.0), |profile| profile.name.clone()),
+                uuid: gpu.device(key).unwrap_or_default().to_owned(),
+                placement: gpu.model.sliced.then_some(instance.placement),
+                memory_mib: profile.map_or(0, |profile| profile.memory_mib),
+                state,
+                holder: lease.map(|lease| Holder {
+                    user: lease.request.user.to_string(),
+                    workload: lease.request.workload.clone(),
+                    since: lease.granted_at,
+                }),
+            }
+        };
+        let mut slices: Vec<Slice> = gpu.instances.iter().map(slice).collect();
+        slices.retain(|slice| gpu.model.sliced || slice.state != SliceState::Idle);
+        slices.sort_by_key(|slice| slice.placement);
+        mlad::api::Gpu {
+            node: self.node.clone(),
+            index: gpu.index,
+            uuid: gpu.uuid.clone(),
+            model: gpu.model.name.clone(),
+            memory_mib: gpu.model.memory_mib,
+            mig: gpu.model.sliced,
+            columns: if gpu.model.sliced { gpu.model.columns } else { 0 },
+            slices,
+            profiles: self.rooms(gpu),
+            fault: gpu.fault.as_ref().map(|fault| fault.reason.clone()),
+        }
+    }
+
+    /// How much room a GPU has for each of its profiles, the smallest first.
+    fn rooms(&self, gpu: &Gpu) -> Vec<ProfileRoom> {
+        let at = self.gpus.iter().position(|other| other.uuid == gpu.uuid);
+        let Some(space) = at.and_then(|at| self.pool.gpus.get(at)).filter(|space| space.usable) else {
+            return Vec::new();
+        };
+        let mut profiles: Vec<_> = gpu.model.profiles().iter().enumerate().collect();
+        profiles.sort_by_key(|(_, profile)| (profile.memory_mib, profile.columns, profile.resources.compute));
+        let room = |(index, profile): (usize, &Profile)| ProfileRoom {
+            profile: profile.name.clone(),
+            memory_mib: profile.memory_mib,
+            free: space.room(&gpu.model, index),
+            most: gpu.model.room(index, Columns::NONE),
+        };
+        profiles.into_iter().map(room).collect()
+    }
+
+    /// When and where a lease is known to end; one that is overdue may end any moment.
+    fn known_end(&self, lease: &LeaseRow, now: Timestamp) -> Option<(Timestamp, usize, crate::geometry::Placed)> {
+        let slice = lease.slice.as_ref()?;
+        let end = queue::after(lease.granted_at, lease.request.expected_seconds?)?;
+        let at = self.gpus.iter().position(|gpu| gpu.uuid == slice.gpu)?;
+        let placed = self.gpus.get(at)?.placed((slice.profile, slice.placement.start))?;
+        Some((end.max(now), at, placed))
+    }
+
+    /// Names of the base profiles for which there is space now, largest first.
+    fn free_profiles(&self) -> Vec<String> {
+        let profiles = self.pool.models.iter().flat_map(|model| model.profiles());
+        let plain = profiles.filter(|profile| profile.is_plain());
+        let sizes: HashMap<&str, u64> = plain.map(|profile| (profile.name.as_str(), profile.memory_mib)).collect();
+        let mut names: Vec<(&str, u64)> = sizes.into_iter().collect();
+        names.sort_by_key(|(name, memory)| (std::cmp::Reverse(*memory), *name));
+        let fits = |name: &str| {
+            let need = if name == "gpu" { Need::Gpu } else { Need::Profile(name.to_owned()) };
+            let resolution = crate::geometry::resolve(&need, &self.pool.models).ok();
+            resolution.is_some_and(|wanted| plan(&self.pool, &wanted, &self.policy, |_| true).is_some())
+        };
+        names.into_iter().map(|(name, _)| name).filter(|name| fits(name)).map(str::to_owned).collect()
+    }
+
+    fn faults(&self) -> Vec<String> {
+        if let Some(down) = &self.down {
+            return vec![down.clone()];
+        }
+        let known = self.gpus.iter().filter_map(|gpu| Some((gpu.index, &gpu.fault.as_ref()?.reason)));
+        let lost = self.lost.iter().map(|(index, reason)| (*index, reason));
+        known.chain(lost).map(|(index, reason)| format!("GPU {index}: {reason}")).collect()
+    }
+}
+
+impl LeaseRow {
+    fn to_api(&self) -> Lease {
+        let slice = self.slice.as_ref();
+        Lease {
+            workload: self.request.workload.clone(),
+            user: self.request.user.to_string(),
+            fence: self.fence,
+            node: self.node.clone(),
+            need: self.request.need.clone(),
+            profile: self.profile.clone(),
+            uuids: slice.map(|slice| slice.uuid.clone()).into_iter().collect(),
+            memory_mib: self.memory_mib,
+            gpu_index: slice.map(|slice| slice.gpu_index),
+            placement: slice.filter(|slice| !slice.whole).map(|slice| slice.placement),
+            granted_at: self.granted_at,
+            expires_at: self.expires_at,
+            over: match &self.status {
+                Status::Over(reason) => Some(reason.clone()),
+                Status::Active | Status::Expired => None,
+            },
+        }
+    }
+}

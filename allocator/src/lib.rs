@@ -1,0 +1,153 @@
+//! Who holds which slice of which GPU.
+//!
+//! The gateway speaks to [`Allocate`] and does not know whether it is embedded or a service elsewhere.
+//!
+//! * `geometry` — GPU models, profiles, placements: pure.
+//! * `placement` — which slot a request gets: pure.
+//! * `queue` — who is next and why others wait: pure.
+//! * `lease` — the ledger of leases and waiting requests, in the database.
+//! * `node` — inventory and repartitioning through NVML.
+//! * `service` — the same over HTTP, server and client.
+
+mod error;
+pub mod geometry;
+mod lease;
+pub mod node;
+pub mod placement;
+pub mod queue;
+pub mod service;
+
+pub use error::AllocatorError;
+pub use lease::{Embedded, Gpus, Settings};
+
+use async_trait::async_trait;
+use mlad::api::{GpuMap, Lease, Need, Wait};
+use serde::{Deserialize, Serialize};
+
+/// A request for slices. Its key is the workload: asking again for the same workload changes nothing and
+/// answers with what became of the first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRequest {
+    /// The workload that will hold the lease (`w-12-3`, `j-7-1`): at most 128 letters, digits, `-`, `_` and `.`,
+    /// no `.` first.
+    pub workload: String,
+    /// The user it belongs to.
+    pub user: String,
+    /// What is wanted.
+    pub need: Need,
+    /// Limits of the user over everything they hold, enforced at the grant.
+    pub limits: Limits,
+    /// Seconds until the workload is known to end, for estimates; none if that is not known.
+    pub expected_seconds: Option<u64>,
+}
+
+/// Whether a text can name a workload.
+pub fn is_workload_name(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    (1..=128).contains(&text.len()) && !text.starts_with('.') && text.bytes().all(allowed)
+}
+
+/// What one user may hold at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Slices and whole GPUs; none for no limit.
+    pub slices: Option<u32>,
+    /// GPU memory in MiB; none for no limit.
+    pub gpu_memory_mib: Option<u64>,
+}
+
+/// What a need comes to on the GPUs there are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// The profile: a MIG profile's name, `gpu` or `cpu`.
+    pub profile: String,
+    /// Its memory in MiB; 0 for `cpu`.
+    pub memory_mib: u64,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeaseState {
+    /// It waits.
+    Waiting(Wait),
+    /// It holds its slices.
+    Granted(Lease),
+    /// The lease is over (released, expired, revoked) or the wait was given up.
+    Ended {
+        /// Why, in words.
+        reason: String,
+    },
+}
+
+/// The allocator, wherever it runs.
+#[async_trait]
+pub trait Allocate: Send + Sync + 'static {
+    /// What a need comes to.
+    ///
+    /// # Errors
+    /// [`AllocatorError::Impossible`] when no GPU here can ever fit it, naming what would.
+    async fn resolve(&self, need: &Need) -> Result<Resolved, AllocatorError>;
+
+    /// Asks for slices. Durable when it returns; idempotent by workload.
+    ///
+    /// # Errors
+    /// [`AllocatorError::Impossible`] when it can never fit; [`AllocatorError::Ended`] when a request of
+    /// that workload has already ended.
+    async fn request(&self, request: &LeaseRequest) -> Result<LeaseState, AllocatorError>;
+
+    /// What became of the request of `workload`.
+    ///
+    /// # Errors
+    /// [`AllocatorError::Unknown`] when there was none.
+    async fn state(&self, workload: &str) -> Result<LeaseState, AllocatorError>;
+
+    /// Keeps a lease. Only its own fence can. One that has expired, and whose slice nobody was given since, is
+    /// in force again.
+    ///
+    /// # Errors
+    /// [`AllocatorError::Ended`] when it is over, [`AllocatorError::Fence`] when the fence is another's.
+    async fn renew(&self, workload: &str, fence: u64) -> Result<Lease, AllocatorError>;
+
+    /// Gives the lease, or the place in the queue, back. To be called when no container of the workload is
+    /// left. Idempotent; an unknown workload is no error.
+    ///
+    /// # Errors
+    /// When the allocator cannot be reached or cannot write it down.
+    async fn release(&self, workload: &str) -> Result<(), AllocatorError>;
+
+    /// Ends the lease, or the wait, of `workload` for `reason`: it cannot be renewed any more, so that whoever
+    /// runs the workload ends it. Its slice is free once [`Self::release`] confirms that; with `free` at once,
+    /// for a holder that never comes back — the caller answers for it that nothing uses the slice any more.
+    /// Idempotent; an unknown workload is no error.
+    ///
+    /// # Errors
+    /// When the allocator cannot be reached or cannot write it down.
+    async fn revoke(&self, workload: &str, reason: &str, free: bool) -> Result<(), AllocatorError>;
+
+    /// Every lease that holds its slices, by workload; one with `expires_at` in the past has expired and keeps
+    /// them until it is renewed, released or revoked.
+    ///
+    /// # Errors
+    /// When the allocator cannot be reached.
+    async fn leases(&self) -> Result<Vec<Lease>, AllocatorError>;
+
+    /// Every waiting request, first in line first.
+    ///
+    /// # Errors
+    /// When the allocator cannot be reached.
+    async fn waits(&self) -> Result<Vec<Wait>, AllocatorError>;
+
+    /// Every GPU and what is on it.
+    ///
+    /// # Errors
+    /// When the allocator cannot be reached.
+    async fn map(&self) -> Result<GpuMap, AllocatorError>;
+
+    /// Returns when leases, waits or GPUs have changed since version `seen` (at once if they already have),
+    /// with the version now. Begin with 0. Versions begin anew when the allocator restarts.
+    ///
+    /// # Errors
+    /// When the allocator cannot be reached.
+    async fn changed(&self, seen: u64) -> Result<u64, AllocatorError>;
+}

@@ -1,0 +1,256 @@
+//! Who is next, and why the others wait: pure functions over the waiting requests, in order of arrival.
+//!
+//! First come, first served. A request that only its own user's limits hold back keeps nobody waiting. One
+//! that waits for space keeps those behind it off every GPU that could serve it, so that it is never
+//! overtaken to its cost. `cpu` waits for nothing.
+
+mod ahead;
+mod text;
+
+pub(crate) use ahead::after;
+pub use ahead::{LOOK_AHEAD, estimates};
+pub use text::{Facts, explain};
+
+use crate::{
+    Limits,
+    geometry::Resolution,
+    placement::{Plan, Policy, Pool, plan},
+};
+use std::{collections::HashMap, sync::Arc};
+
+/// A waiting request, as the queue sees it.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its place in the order of arrival; unique.
+    pub seq: u64,
+    /// Whose it is.
+    pub user: Arc<str>,
+    /// Limits of that user.
+    pub limits: Limits,
+    /// What it needs; none if no GPU here serves it any more.
+    pub wanted: Option<Arc<Resolution>>,
+    /// Its place has been chosen and is being made: it holds its space already.
+    pub preparing: bool,
+    /// Seconds it is known to last.
+    pub expected_seconds: Option<u64>,
+}
+
+/// What every user holds now, reservations included.
+#[derive(Debug, Clone, Default)]
+pub struct Holdings(HashMap<Arc<str>, Held>);
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Held {
+    slices: u32,
+    memory_mib: u64,
+}
+
+impl Holdings {
+    /// Counts one slice more.
+    pub fn add(&mut self, user: &Arc<str>, memory_mib: u64) {
+        let held = self.0.entry(Arc::clone(user)).or_default();
+        held.slices += 1;
+        held.memory_mib += memory_mib;
+    }
+
+    /// Counts one slice less.
+    pub fn take(&mut self, user: &Arc<str>, memory_mib: u64) {
+        if let Some(held) = self.0.get_mut(user) {
+            held.slices = held.slices.saturating_sub(1);
+            held.memory_mib = held.memory_mib.saturating_sub(memory_mib);
+            if held.slices == 0 {
+                self.0.remove(user);
+            }
+        }
+    }
+
+    /// Slices and memory in MiB that a user holds.
+    pub fn of(&self, user: &str) -> (u32, u64) {
+        self.0.get(user).map_or((0, 0), |held| (held.slices, held.memory_mib))
+    }
+
+    /// Whether a user may hold one more slice of so much memory.
+    fn allow(&self, user: &str, limits: Limits, memory_mib: u64) -> bool {
+        let (slices, memory) = self.of(user);
+        limits.slices.is_none_or(|most| slices < most)
+            && limits.gpu_memory_mib.is_none_or(|most| memory.saturating_add(memory_mib) <= most)
+    }
+}
+
+/// What becomes of a waiting request now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is granted: without a slice, or with this one.
+    Grant(Option<Plan>),
+    /// It waits.
+    Wait(Block),
+}
+
+/// Why a request waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Block {
+    /// What its user holds already, with this, is over the user's limits.
+    Quota,
+    /// No space is free for it.
+    Space,
+    /// This earlier request is to have the space first.
+    Behind(u64),
+    /// Its place is being made.
+    Preparing,
+    /// No GPU that could serve it can be used now.
+    NoGpu,
+}
+
+/// Goes through the waiting requests in order and grants what can be, reserving it in `pool` and `holdings`.
+/// Ends early where nobody behind can be granted a slice; requests for none are to be granted beforehand.
+pub fn schedule<'a>(
+    entries: impl IntoIterator<Item = &'a Entry>,
+    holdings: &mut Holdings,
+    pool: &mut Pool,
+    policy: &dyn Policy,
+) -> Vec<(u64, Option<Plan>)> {
+    let mut grants = Vec::new();
+    let mut line = Line::new(pool);
+    for entry in entries {
+        if line.is_closed(pool) {
+            break;
+        }
+        match line.judge(entry, holdings, pool, policy) {
+            Verdict::Grant(plan) => {
+                if let Some(plan) = &plan {
+                    pool.reserve(plan);
+                    holdings.add(&entry.user, memory_of(pool, plan));
+                }
+                grants.push((entry.seq, plan));
+            }
+            Verdict::Wait(block) => line.keep(entry, block, pool),
+        }
+    }
+    grants
+}
+
+/// Why requests wait: worked out once for all of them, after [`schedule`], as far as the line is open; what
+/// is behind that is told from it.
+#[derive(Debug)]
+pub struct Outlook {
+    judged: HashMap<u64, Block>,
+    line: Line,
+}
+
+impl Outlook {
+    /// Goes through the waiting requests in order, as far as somebody could still be granted something.
+    pub fn new<'a>(
+        entries: impl IntoIterator<Item = &'a Entry>,
+        holdings: &Holdings,
+        pool: &Pool,
+        policy: &dyn Policy,
+    ) -> Self {
+        let (mut judged, mut line) = (HashMap::new(), Line::new(pool));
+        for entry in entries {
+            if line.is_closed(pool) {
+                break;
+            }
+            let block = line.block(entry, holdings, pool, policy);
+            line.keep(entry, block, pool);
+            judged.insert(entry.seq, block);
+        }
+        Self { judged, line }
+    }
+
+    /// Why a request waits.
+    pub fn block(&self, entry: &Entry, holdings: &Holdings, pool: &Pool, policy: &dyn Policy) -> Block {
+        let judged = self.judged.get(&entry.seq).copied();
+        judged.unwrap_or_else(|| self.line.block(entry, holdings, pool, policy))
+    }
+}
+
+/// Memory in MiB of what a plan gives.
+pub fn memory_of(pool: &Pool, plan: &Plan) -> u64 {
+    let model = pool.gpus.get(plan.gpu).and_then(|space| pool.models.get(space.model));
+    model.and_then(|model| model.profile(plan.placed.profile)).map_or(0, |profile| profile.memory_mib)
+}
+
+/// Where the line stands while it is gone through: which GPUs are kept for somebody ahead.
+#[derive(Debug)]
+struct Line {
+    kept_for: Vec<Option<u64>>,
+}
+
+impl Line {
+    fn new(pool: &Pool) -> Self {
+        Self { kept_for: vec![None; pool.gpus.len()] }
+    }
+
+    /// Whether every GPU that can be used is kept for somebody.
+    fn is_closed(&self, pool: &Pool) -> bool {
+        std::iter::zip(&self.kept_for, &pool.gpus).all(|(kept, space)| kept.is_some() || !space.usable)
+    }
+
+    /// What becomes of a request at this point of the line.
+    fn judge(&self, entry: &Entry, holdings: &Holdings, pool: &Pool, policy: &dyn Policy) -> Verdict {
+        if entry.preparing {
+            return Verdict::Wait(Block::Preparing);
+        }
+        let Some(wanted) = &entry.wanted else { return Verdict::Wait(Block::NoGpu) };
+        if !wanted.needs_gpu() {
+            return Verdict::Grant(None);
+        }
+        let (mut serves, mut allowed, mut usable, mut open, mut ahead) = (false, false, false, false, None);
+        let allows = |memory| holdings.allow(&entry.user, entry.limits, memory);
+        for (gpu, kept) in self.kept_for.iter().enumerate() {
+            let Some(memory) = memory_on(pool, gpu, wanted) else { continue };
+            serves = true;
+            allowed |= allows(memory);
+            if pool.gpus.get(gpu).is_some_and(|space| space.usable) {
+                usable = true;
+                open |= kept.is_none();
+                ahead = ahead.or(*kept);
+            }
+        }
+        match (serves, allowed, usable) {
+            (false, _, _) => return Verdict::Wait(Block::NoGpu),
+            (_, false, _) => return Verdict::Wait(Block::Quota),
+            (_, _, false) => return Verdict::Wait(Block::NoGpu),
+            (true, true, true) => {}
+        }
+        let kept = |gpu: usize| self.kept_for.get(gpu).is_some_and(Option::is_some);
+        let within = |gpu: usize| memory_on(pool, gpu, wanted).is_some_and(allows);
+        let plan = if open { plan(pool, wanted, policy, |gpu| !kept(gpu) && within(gpu)) } else { None };
+        match (plan, ahead) {
+            (Some(plan), _) => Verdict::Grant(Some(plan)),
+            (None, Some(seq)) => Verdict::Wait(Block::Behind(seq)),
+            (None, None) => Verdict::Wait(Block::Space),
+        }
+    }
+
+    /// Why a request waits at this point of the line.
+    fn block(&self, entry: &Entry, holdings: &Holdings, pool: &Pool, policy: &dyn Policy) -> Block {
+        match self.judge(entry, holdings, pool, policy) {
+            Verdict::Wait(block) => block,
+            // Scheduled in the next round, which is on its way.
+            Verdict::Grant(_) => Block::Preparing,
+        }
+    }
+
+    /// Keeps every GPU that could serve a request for it, if it waits for space.
+    fn keep(&mut self, entry: &Entry, block: Block, pool: &Pool) {
+        if matches!(block, Block::Quota | Block::Preparing) {
+            return;
+        }
+        let Some(wanted) = &entry.wanted else { return };
+        for (gpu, kept) in self.kept_for.iter_mut().enumerate() {
+            if memory_on(pool, gpu, wanted).is_some() {
+                kept.get_or_insert(entry.seq);
+            }
+        }
+    }
+}
+
+/// Memory in MiB of what would serve on a GPU; none if nothing does.
+fn memory_on(pool: &Pool, gpu: usize, wanted: &Resolution) -> Option<u64> {
+    let space = pool.gpus.get(gpu)?;
+    Some(pool.models.get(space.model)?.profile(wanted.on(space.model)?)?.memory_mib)
+}
+
+#[cfg(test)]
+mod tests;

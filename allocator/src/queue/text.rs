@@ -1,0 +1,77 @@
+//! What a waiting person is told.
+
+use super::{Block, Entry, Holdings};
+use mlad::api::{Need, WaitReason};
+
+/// The most troubles that are told at once.
+const TROUBLES: usize = 3;
+
+/// What there is to tell of one waiting request.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// What it asked for.
+    pub need: &'a Need,
+    /// User and need of the request that it is behind, if it is behind one.
+    pub ahead: Option<(&'a str, &'a Need)>,
+    /// Names of the profiles for which space is free now.
+    pub free: &'a [String],
+    /// Why GPUs cannot be used now.
+    pub faults: &'a [String],
+    /// Why space that is free is not used: faults, instances in doubt, refusals of the driver.
+    pub troubles: &'a [String],
+}
+
+/// The reason, and the reason in words: what blocks, who is ahead, what would fit now.
+pub fn explain(entry: &Entry, block: Block, holdings: &Holdings, facts: &Facts<'_>) -> (WaitReason, String) {
+    let need = facts.need;
+    match block {
+        Block::Space => {
+            let troubles = facts.troubles.iter().take(TROUBLES).map(|trouble| format!("; {trouble}"));
+            let text = format!("no {} is free; {}{}", named(need), free(facts), troubles.collect::<String>());
+            (WaitReason::NoSlice, text)
+        }
+        Block::Behind(_) => {
+            let ahead = facts.ahead.map_or_else(
+                || "an earlier request waits for the same space".to_owned(),
+                |(user, need)| format!("{user} asked for {need} earlier and waits for the same space"),
+            );
+            (WaitReason::Priority, format!("{ahead}; {}", free(facts)))
+        }
+        Block::Quota => (WaitReason::Quota, over_quota(entry, holdings)),
+        Block::Preparing => (WaitReason::Repartitioning, format!("a GPU is being repartitioned to make the {need}")),
+        Block::NoGpu => {
+            let why = match facts.faults {
+                [] => "no GPU that could serve it is here".to_owned(),
+                faults => faults.join("; "),
+            };
+            (WaitReason::NodeUnavailable, format!("no GPU can serve {} now: {why}", named(need)))
+        }
+    }
+}
+
+fn named(need: &Need) -> String {
+    match need {
+        Need::MemoryMib(_) => format!("slice of {need}"),
+        Need::Gpu => "whole GPU".to_owned(),
+        Need::Profile(_) | Need::Cpu => need.to_string(),
+    }
+}
+
+fn free(facts: &Facts<'_>) -> String {
+    match facts.free {
+        [] => "every slice is taken".to_owned(),
+        names => format!("space is free for {}", names.join(", ")),
+    }
+}
+
+fn over_quota(entry: &Entry, holdings: &Holdings) -> String {
+    let (slices, memory) = holdings.of(&entry.user);
+    let mut parts = Vec::new();
+    if let Some(most) = entry.limits.slices {
+        parts.push(format!("{slices} of {most} slices"));
+    }
+    if let Some(most) = entry.limits.gpu_memory_mib {
+        parts.push(format!("{:.1} of {:.1} GiB of GPU memory", memory as f64 / 1024.0, most as f64 / 1024.0));
+    }
+    format!("{} holds {}; it is granted when enough of that is given back", entry.user, parts.join(" and "))
+}

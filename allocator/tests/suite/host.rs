@@ -1,0 +1,94 @@
+//! The allocator under test: in this process, or as the real program behind HTTP.
+
+use super::machine::Machine;
+use mlad_allocator::{
+    Allocate, Embedded,
+    service::{HttpAllocator, Token},
+};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+};
+
+/// How the allocator is run.
+#[derive(Clone, Copy)]
+pub(crate) enum Host {
+    Embedded,
+    Unix,
+    Tcp,
+}
+
+/// An allocator that runs.
+pub(crate) enum Running {
+    Embedded(Arc<Embedded>),
+    Program(Program),
+}
+
+/// `mlad-allocator serve`, killed when it is dropped.
+pub(crate) struct Program {
+    child: Child,
+    pub(crate) url: String,
+    client: HttpAllocator,
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Host {
+    pub(crate) async fn start(self, machine: &Machine) -> Running {
+        match self {
+            Self::Embedded => Running::Embedded(Embedded::start(machine.settings()).await.unwrap()),
+            Self::Unix => {
+                Running::Program(program(machine, &format!("unix:{}/socket", machine.path().display()), None))
+            }
+            Self::Tcp => {
+                let file = machine.path().join("token");
+                fs::write(&file, "a-token-of-some-length\n").unwrap();
+                Running::Program(program(machine, "127.0.0.1:0", Some(Token::read(&file).unwrap())))
+            }
+        }
+    }
+}
+
+fn program(machine: &Machine, listen: &str, token: Option<Token>) -> Program {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mlad-allocator"));
+    command.args(["serve", "--listen", listen, "--node", "node-1"]).arg("--nvml").arg(machine.library());
+    command.arg("--database").arg(machine.database());
+    if token.is_some() {
+        command.arg("--token-file").arg(machine.path().join("token"));
+    }
+    let log = fs::File::options().create(true).append(true).open(machine.path().join("log")).unwrap();
+    let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let log = || fs::read_to_string(machine.path().join("log")).unwrap();
+    let url = line.trim().strip_prefix("serving ").unwrap_or_else(|| panic!("it does not serve: {}", log()));
+    Program { child, url: url.to_owned(), client: HttpAllocator::new(url, token.as_ref()).unwrap() }
+}
+
+impl Running {
+    pub(crate) fn allocator(&self) -> &dyn Allocate {
+        match self {
+            Self::Embedded(embedded) => &**embedded,
+            Self::Program(program) => &program.client,
+        }
+    }
+
+    /// Ends it orderly.
+    pub(crate) async fn stop(self) {
+        match self {
+            Self::Embedded(embedded) => embedded.stop().await,
+            Self::Program(mut program) => {
+                let pid = program.child.id().to_string();
+                assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+                assert!(program.child.wait().unwrap().success());
+            }
+        }
+    }
+}
