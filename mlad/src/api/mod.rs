@@ -1,0 +1,23 @@
+//! The types of the HTTP API `/v1`: what travels as JSON between gateway, allocator, client and SDK.
+//!
+//! Pure data: no I/O, no clock. Times are [`jiff::Timestamp`] (RFC 3339 in JSON, microseconds at most),
+//! memory is in MiB unless a name says otherwise.
+
+mod error;
+mod gpu;
+mod image;
+mod job;
+mod user;
+mod workspace;
+
+pub use error::{ApiError, ErrorCode, ExitCode};
+pub use gpu::{
+    Gpu, GpuMap, Holder, Lease, Need, NeedError, Placement, ProfileRoom, Slice, SliceState, Wait, WaitReason,
+};
+pub use image::{Image, ImageList, NewImage};
+pub use job::{Artifact, ArtifactList, Attempt, Job, JobId, JobList, JobReason, JobSpec, JobState, JobSubmitted};
+pub use user::{
+    AuditEvent, AuditList, Identity, Invite, NewInvite, NewKey, NewToken, NewUser, Quota, Role, SshKey, Token, User,
+    UserChange, UserList,
+};
+pub use workspace::{Workspace, WorkspaceExtension, WorkspaceList, WorkspaceState};

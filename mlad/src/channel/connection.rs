@@ -1,0 +1,353 @@
+//! A connection that carries frames over a Unix socket, with descriptors beside them where the peer sends any.
+
+use super::codec::{DecodeError, Frame};
+use bytes::{Buf, BytesMut};
+use rustix::event::epoll;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+};
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd},
+    net::UnixStream,
+};
+
+/// Most descriptors that travel with one frame.
+pub const MAX_DESCRIPTORS: usize = 3;
+/// Bytes asked of the socket at once.
+const READ_SIZE: usize = 64 * 1024;
+
+/// Both directions of a connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// What comes in.
+    pub reader: ConnectionReader,
+    /// What goes out.
+    pub writer: ConnectionWriter,
+}
+
+impl Connection {
+    /// Wraps a connected socket. `receive_descriptors` is for the agent alone: the gateway takes none from
+    /// a container, since an open file shares its flags with whoever sent it.
+    pub fn new(stream: UnixStream, receive_descriptors: bool) -> Self {
+        let stream = Arc::new(stream);
+        Self {
+            reader: ConnectionReader {
+                stream: Arc::clone(&stream),
+                buffer: BytesMut::new(),
+                descriptors: VecDeque::new(),
+                receive_descriptors,
+            },
+            writer: ConnectionWriter { stream, buffer: BytesMut::new() },
+        }
+    }
+
+    /// The byte stream this connection has become: what was read ahead comes first.
+    pub fn into_stream(self) -> Stream {
+        let Self { reader: ConnectionReader { stream, buffer, .. }, writer } = self;
+        drop(writer);
+        Stream { stream, ahead: buffer }
+    }
+}
+
+/// Reads frames.
+#[derive(Debug)]
+pub struct ConnectionReader {
+    stream: Arc<UnixStream>,
+    buffer: BytesMut,
+    descriptors: VecDeque<OwnedFd>,
+    receive_descriptors: bool,
+}
+
+impl ConnectionReader {
+    /// The next frame; `None` when the peer closed between two frames. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the socket fails, the bytes are no frame ([`DecodeError`] within), or the end comes inside one.
+    pub async fn read(&mut self) -> io::Result<Option<Frame>> {
+        loop {
+            match Frame::decode(&mut self.buffer) {
+                Ok(Some(frame)) => return Ok(Some(frame)),
+                Ok(None) => {}
+                Err(error) => return Err(decode_error(error)),
+            }
+            let stream = Arc::clone(&self.stream);
+            let count = stream.async_io(Interest::READABLE, || self.receive()).await?;
+            if count == 0 {
+                return if self.buffer.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            }
+        }
+    }
+
+    /// The descriptors that came so far and were not taken: those of the frame just read, and of none before
+    /// it if they are taken after every frame that can carry some.
+    pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        self.descriptors.drain(..).collect()
+    }
+
+    /// Watches for the peer's closing of the whole connection, which shows at once, also while there is much that
+    /// was not read.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn hang_up(&self) -> io::Result<HangUp> {
+        HangUp::of(&self.stream)
+    }
+
+    fn receive(&mut self) -> io::Result<usize> {
+        let old = self.buffer.len();
+        self.buffer.resize(old + READ_SIZE, 0);
+        let result = self.receive_at(old);
+        self.buffer.truncate(old + *result.as_ref().unwrap_or(&0));
+        result
+    }
+
+    fn receive_at(&mut self, at: usize) -> io::Result<usize> {
+        let target = self.buffer.get_mut(at..).unwrap_or_default();
+        if !self.receive_descriptors {
+            return Ok(rustix::net::recv(self.stream.as_fd(), target, RecvFlags::DONTWAIT)?.0);
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let message = rustix::net::recvmsg(
+            self.stream.as_fd(),
+            &mut [IoSliceMut::new(target)],
+            &mut ancillary,
+            RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC,
+        )?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptors.extend(descriptors.take(MAX_DESCRIPTORS));
+                // Those that nobody took are dropped rather than piled up.
+                let surplus = self.descriptors.len().saturating_sub(MAX_DESCRIPTORS);
+                self.descriptors.drain(..surplus);
+            }
+        }
+        Ok(message.bytes)
+    }
+}
+
+/// Writes frames.
+#[derive(Debug)]
+pub struct ConnectionWriter {
+    stream: Arc<UnixStream>,
+    buffer: BytesMut,
+}
+
+impl ConnectionWriter {
+    /// Writes one frame, waiting while the peer does not read. If cancelled, the connection is of no more
+    /// use: part of a frame may be out.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub async fn write(&mut self, frame: &Frame) -> io::Result<()> {
+        self.write_with_descriptors(frame, &[]).await
+    }
+
+    /// Writes one frame with at most [`MAX_DESCRIPTORS`] descriptors beside it.
+    ///
+    /// # Errors
+    /// When the socket fails or there are too many descriptors.
+    pub async fn write_with_descriptors(&mut self, frame: &Frame, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        if descriptors.len() > MAX_DESCRIPTORS {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.buffer.clear();
+        frame.encode(&mut self.buffer);
+        let mut descriptors = descriptors;
+        while !self.buffer.is_empty() {
+            let stream = Arc::clone(&self.stream);
+            let sent = stream.async_io(Interest::WRITABLE, || send(&self.stream, &self.buffer, descriptors)).await?;
+            descriptors = &[];
+            self.buffer.advance(sent);
+        }
+        Ok(())
+    }
+}
+
+impl ConnectionWriter {
+    /// Nothing more will be written: the peer's reader comes to an end, and it may still write.
+    pub fn finish(&self) {
+        // Fails only if the peer is gone.
+        let _ = rustix::net::shutdown(self.stream.as_fd(), rustix::net::Shutdown::Write);
+    }
+}
+
+/// Notices when the peer has closed a connection wholly.
+#[derive(Debug)]
+pub struct HangUp {
+    /// Watches the socket for nothing but what is always reported, errors and hang-ups, so that traffic on the
+    /// socket wakes nobody here.
+    epoll: AsyncFd<OwnedFd>,
+    _stream: Arc<UnixStream>,
+}
+
+impl HangUp {
+    fn of(stream: &Arc<UnixStream>) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, stream.as_fd(), epoll::EventData::new_u64(0), epoll::EventFlags::empty())?;
+        Ok(Self { epoll: register(epoll, Interest::READABLE)?, _stream: Arc::clone(stream) })
+    }
+
+    /// Returns once the peer has closed both directions, or this side its own and the peer the other.
+    pub async fn wait(&self) {
+        // An error would mean that the runtime ends.
+        let _ = self.epoll.readable().await;
+    }
+}
+
+/// Has the runtime watch a descriptor, which should be non-blocking.
+///
+/// # Errors
+/// When it is of a kind that cannot be watched, or there are no descriptors left.
+#[expect(
+    deprecated,
+    reason = "the successor is `unsafe` for types that may lend a closed descriptor; OwnedFd does not"
+)]
+pub fn register(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(descriptor, interest)
+}
+
+fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    if descriptors.is_empty() {
+        return Ok(rustix::net::send(stream.as_fd(), bytes, flags)?);
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Ok(rustix::net::sendmsg(stream.as_fd(), &[IoSlice::new(bytes)], &mut ancillary, flags)?)
+}
+
+fn decode_error(error: DecodeError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+/// A connection that has become a byte stream.
+#[derive(Debug)]
+pub struct Stream {
+    stream: Arc<UnixStream>,
+    ahead: BytesMut,
+}
+
+impl Stream {
+    /// Watches for the peer's closing of the whole connection.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn hang_up(&self) -> io::Result<HangUp> {
+        HangUp::of(&self.stream)
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        target: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let count = self.ahead.len().min(target.remaining());
+            target.put_slice(&self.ahead.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            std::task::ready!(self.stream.poll_read_ready(context))?;
+            let room = target.initialize_unfilled();
+            match self.stream.try_io(Interest::READABLE, || {
+                Ok(rustix::net::recv(self.stream.as_fd(), &mut *room, RecvFlags::DONTWAIT)?.0)
+            }) {
+                Ok(count) => {
+                    target.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            std::task::ready!(self.stream.poll_write_ready(context))?;
+            match self.stream.try_io(Interest::WRITABLE, || send(&self.stream, bytes, &[])) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(match rustix::net::shutdown(self.stream.as_fd(), rustix::net::Shutdown::Write) {
+            Ok(()) | Err(rustix::io::Errno::NOTCONN) => Ok(()),
+            Err(error) => Err(error.into()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::{Open, Request};
+    use bytes::Bytes;
+    use std::io::{Read as _, Write as _};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    #[tokio::test]
+    async fn descriptors_travel_with_their_frame() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut gateway = Connection::new(ours, false);
+        let mut agent = Connection::new(theirs, true);
+        let (mut read, write) = std::io::pipe().unwrap();
+        let exec = Frame::Request(Request::Exec { command: Bytes::from_static(b"true") });
+        gateway.writer.write(&Frame::Open(Open::Session)).await.unwrap();
+        gateway.writer.write_with_descriptors(&exec, &[write.as_fd()]).await.unwrap();
+        drop(write);
+        assert_eq!(agent.reader.read().await.unwrap(), Some(Frame::Open(Open::Session)));
+        assert_eq!(agent.reader.read().await.unwrap(), Some(exec));
+        let mut descriptors = agent.reader.take_descriptors();
+        assert_eq!(descriptors.len(), 1);
+        std::fs::File::from(descriptors.remove(0)).write_all(b"through").unwrap();
+        let mut text = String::new();
+        read.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "through");
+    }
+
+    #[tokio::test]
+    async fn a_stream_begins_with_what_was_read_ahead_and_half_closes() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut gateway = Connection::new(ours, false);
+        let mut bytes = BytesMut::new();
+        Frame::Opened { port: 0 }.encode(&mut bytes);
+        bytes.extend_from_slice(b"early");
+        theirs.write_all(&bytes).await.unwrap();
+        assert_eq!(gateway.reader.read().await.unwrap(), Some(Frame::Opened { port: 0 }));
+        let mut stream = gateway.into_stream();
+        theirs.write_all(b" late").await.unwrap();
+        theirs.shutdown().await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "early late");
+        stream.write_all(b"answer").await.unwrap();
+        stream.shutdown().await.unwrap();
+        text.clear();
+        theirs.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "answer");
+    }
+}

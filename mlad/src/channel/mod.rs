@@ -1,0 +1,60 @@
+//! The protocol between gateway and agent: frames that mirror the channel messages of RFC 4254.
+//!
+//! One connection per channel, always dialled by the gateway. Its first frame is [`Frame::Open`]; the agent
+//! answers [`Frame::Opened`] or [`Frame::OpenFailure`]. A *session* then speaks frames to its end. Every
+//! other kind of channel has nothing but bytes and end-of-file, so after `Opened` its connection is that
+//! byte stream itself ([`Connection::into_stream`]). The whole is written down in `docs/agent-protocol.md`.
+//!
+//! Not here: what agent or gateway do with a frame.
+
+mod codec;
+mod connection;
+
+pub use codec::{DecodeError, Exit, Frame, MAX_FRAME, Open, PtySize, Request, VERSION, WINDOW};
+pub use connection::{Connection, ConnectionReader, ConnectionWriter, HangUp, MAX_DESCRIPTORS, Stream, register};
+
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, path::PathBuf};
+
+/// Where the agent listens, inside the container: in a folder only root can enter.
+pub const AGENT_SOCKET: &str = "/run/mlad/agent/agent.sock";
+/// What the agent is to be, inside the container ([`AgentConfig`] as JSON).
+pub const AGENT_CONFIG: &str = "/run/mlad/agent/config.json";
+/// What became of a job's command, inside the container ([`Exit`] as JSON), written before the agent ends.
+pub const AGENT_RESULT: &str = "/run/mlad/agent/result.json";
+/// Where the HTTP API is served to everybody in the container.
+pub const API_SOCKET: &str = "/run/mlad/api.sock";
+
+/// What the gateway tells an agent about its workload, in [`AGENT_CONFIG`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentConfig {
+    /// The workload's name.
+    pub workload: String,
+    /// The user's login name.
+    pub user: String,
+    /// Uid the user's processes run as.
+    pub uid: u32,
+    /// Gid the user's processes run as.
+    pub gid: u32,
+    /// The user's home in the container.
+    pub home: PathBuf,
+    /// Environment of every process of the user, in addition to the image's.
+    pub environment: BTreeMap<String, String>,
+    /// The job to run; none for a workspace.
+    pub job: Option<JobRun>,
+}
+
+/// The one command of a job's attempt. Its output goes to `log`; when it ends, so does the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRun {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Where it starts.
+    pub working_directory: PathBuf,
+    /// File that takes its standard output and standard error, made by the agent as the user.
+    pub log: PathBuf,
+    /// Folder for what it wants to keep, made by the agent as the user; in its `MLAD_ARTIFACTS`.
+    pub artifacts: PathBuf,
+    /// Seconds between SIGTERM and SIGKILL when it is told to end.
+    pub grace_seconds: u64,
+}

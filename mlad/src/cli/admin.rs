@@ -1,0 +1,350 @@
+//! `admin`: users, keys, invitations, tokens, images, leases; over the root-only socket on the server.
+
+use super::{
+    DONE, Outcome, completion,
+    output::{self, Output, ago, local_time, memory, or_dash, plain},
+    own, parse_need,
+};
+use crate::{
+    api::{Image, Need, NewInvite, NewUser, Quota, Role, User},
+    client::Client,
+};
+use clap::{Args, Subcommand, ValueEnum, builder::ValueParser};
+use clap_complete::ArgValueCandidates;
+use jiff::Timestamp;
+use std::path::PathBuf;
+
+/// What an administrator does.
+#[derive(Debug, Subcommand)]
+pub(super) enum AdminCommand {
+    /// People.
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Keys of people.
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Make a one-time code that enrols somebody's key (and the user, if there is none of that name).
+    Invite {
+        /// The user's name.
+        name: String,
+        /// Hours the code can be used.
+        #[arg(long, default_value_t = 24)]
+        hours: u64,
+    },
+    /// Tokens of people for the API on TCP.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// The catalog of images.
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Leases of slices.
+    #[command(subcommand)]
+    Lease(LeaseCommand),
+    /// End a workload (w-… or j-…) now.
+    Stop {
+        /// Its name, as `mlad who` shows it.
+        workload: String,
+    },
+    /// The audit log, newest first.
+    Audit {
+        /// At most so many entries.
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+    },
+}
+
+/// People.
+#[derive(Debug, Subcommand)]
+pub(super) enum UserCommand {
+    /// List them.
+    Ls,
+    /// Add one.
+    Add {
+        /// Login name.
+        name: String,
+        /// What they may do.
+        #[arg(long, value_enum, default_value_t = RoleArgument::User)]
+        role: RoleArgument,
+        /// Unix uid [default: the next free one].
+        #[arg(long)]
+        uid: Option<u32>,
+    },
+    /// Let somebody log in again.
+    Enable(UserName),
+    /// Let somebody log in no longer.
+    Disable(UserName),
+    /// Change what somebody may do.
+    Role {
+        #[command(flatten)]
+        user: UserName,
+        /// What they may do.
+        #[arg(value_enum)]
+        role: RoleArgument,
+    },
+    /// Change what somebody may hold at once; a limit left out is no limit.
+    Quota(QuotaArguments),
+    /// Remove somebody who has nothing left here; their home stays on the disk.
+    Rm(UserName),
+}
+
+/// A user's name.
+#[derive(Debug, Args)]
+pub(super) struct UserName {
+    /// Login name.
+    #[arg(add = ArgValueCandidates::new(completion::users))]
+    name: String,
+}
+
+/// Limits of a user.
+#[derive(Debug, Args)]
+pub(super) struct QuotaArguments {
+    #[command(flatten)]
+    user: UserName,
+    /// Slices and whole GPUs at once.
+    #[arg(long)]
+    slices: Option<u32>,
+    /// GPU memory at once, in MiB.
+    #[arg(long, value_name = "MIB")]
+    gpu_memory: Option<u64>,
+    /// Jobs that have not ended.
+    #[arg(long)]
+    jobs: Option<u32>,
+    /// Slice of a login or job that names none.
+    #[arg(long, value_parser = ValueParser::new(parse_need), value_name = "NEED")]
+    default_gpu: Option<Need>,
+}
+
+/// What a user may do, as an argument.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum RoleArgument {
+    /// Own workspaces and jobs.
+    User,
+    /// Everything, audited.
+    Admin,
+}
+
+/// Keys of people.
+#[derive(Debug, Subcommand)]
+pub(super) enum KeyCommand {
+    /// List somebody's.
+    Ls(UserName),
+    /// Add one.
+    Add {
+        #[command(flatten)]
+        user: UserName,
+        /// A public key file (`id_ed25519.pub`), or - for standard input.
+        file: PathBuf,
+        /// A label instead of the key's comment.
+        #[arg(long)]
+        label: Option<String>,
+    },
+    /// Remove one.
+    Rm {
+        #[command(flatten)]
+        user: UserName,
+        /// `SHA256:…`, as `mlad admin key ls` shows it.
+        fingerprint: String,
+    },
+}
+
+/// Tokens of people.
+#[derive(Debug, Subcommand)]
+pub(super) enum TokenCommand {
+    /// List somebody's.
+    Ls(UserName),
+    /// Make one; its secret is printed once.
+    Add {
+        #[command(flatten)]
+        user: UserName,
+        /// What it is for.
+        label: String,
+        /// Days it works.
+        #[arg(long, default_value_t = 90)]
+        days: u64,
+    },
+    /// Revoke one.
+    Rm {
+        #[command(flatten)]
+        user: UserName,
+        /// Its number.
+        id: i64,
+    },
+}
+
+/// The catalog.
+#[derive(Debug, Subcommand)]
+pub(super) enum ImageCommand {
+    /// List it.
+    Ls,
+    /// Add an image.
+    Add {
+        /// The name people will use.
+        name: String,
+        /// OCI reference, as the engine knows it.
+        reference: String,
+        /// One line for people.
+        #[arg(long, default_value = "")]
+        description: String,
+        /// Least GPU memory it needs, in MiB.
+        #[arg(long, default_value_t = 0, value_name = "MIB")]
+        min_gpu_memory: u64,
+    },
+    /// Take out an image that was added.
+    Rm {
+        /// Its name.
+        #[arg(add = ArgValueCandidates::new(completion::images))]
+        name: String,
+    },
+    /// Read catalog.toml again.
+    Reload,
+}
+
+/// Leases.
+#[derive(Debug, Subcommand)]
+pub(super) enum LeaseCommand {
+    /// List them.
+    Ls,
+    /// Take one away; its workload is ended first.
+    Revoke {
+        /// The workload that holds it, as `mlad who` shows it.
+        workload: String,
+    },
+}
+
+pub(super) async fn run(client: &Client, output: &Output, command: AdminCommand) -> Outcome {
+    match command {
+        AdminCommand::User(command) => user(client, output, command).await,
+        AdminCommand::Key(command) => key(client, output, command).await,
+        AdminCommand::Invite { name, hours } => invite(client, output, name, hours).await,
+        AdminCommand::Token(command) => token(client, output, command).await,
+        AdminCommand::Image(command) => image(client, output, command).await,
+        AdminCommand::Lease(LeaseCommand::Ls) => super::gpus::who(client, output).await,
+        AdminCommand::Lease(LeaseCommand::Revoke { workload }) => {
+            client.revoke_lease(&workload).await?;
+            DONE
+        }
+        AdminCommand::Stop { workload } => {
+            client.stop_workload(&workload).await?;
+            DONE
+        }
+        AdminCommand::Audit { limit } => audit(client, output, limit).await,
+    }
+}
+
+async fn user(client: &Client, output: &Output, command: UserCommand) -> Outcome {
+    match command {
+        UserCommand::Ls => return output.show(&client.users().await?, |list| users_table(&list.users)),
+        UserCommand::Add { name, role, uid } => {
+            let user = client.add_user(&NewUser { name, role: Some(role.into()), uid }).await?;
+            return output.say(&user, |user| format!("added {} with uid {}", user.name, user.uid));
+        }
+        UserCommand::Enable(user) => client.enable_user(&user.name, true).await?,
+        UserCommand::Disable(user) => client.enable_user(&user.name, false).await?,
+        UserCommand::Role { user, role } => client.set_role(&user.name, role.into()).await?,
+        UserCommand::Quota(arguments) => {
+            let QuotaArguments { user, slices, gpu_memory, jobs, default_gpu } = arguments;
+            let quota =
+                Quota { slices, gpu_memory_mib: gpu_memory, jobs, default_need: default_gpu, ..Quota::default() };
+            client.set_quota(&user.name, &quota).await?;
+        }
+        UserCommand::Rm(user) => client.remove_user(&user.name).await?,
+    }
+    DONE
+}
+
+fn users_table(users: &[User]) -> String {
+    let now = Timestamp::now();
+    let rows = users.iter().map(|user| {
+        [
+            user.name.clone(),
+            user.uid.to_string(),
+            output::word(&user.role),
+            if user.enabled { "yes" } else { "no" }.into(),
+            or_dash(user.quota.slices),
+            or_dash(user.quota.gpu_memory_mib.map(memory)),
+            or_dash(user.quota.jobs),
+            user.last_seen_at.map_or_else(|| "never".into(), |time| ago(time, now)),
+        ]
+    });
+    let head = ["NAME", "UID", "ROLE", "ENABLED", "SLICES", "GPU MEMORY", "JOBS", "SEEN"];
+    output::table(head, rows.collect(), "no users: mlad admin invite NAME")
+}
+
+async fn key(client: &Client, output: &Output, command: KeyCommand) -> Outcome {
+    match command {
+        KeyCommand::Ls(user) => output.show(&client.keys_of(&user.name).await?, |keys| own::keys_table(keys)),
+        KeyCommand::Add { user, file, label } => {
+            let key = own::read_key(&file, label)?;
+            output.say(&client.add_key_of(&user.name, &key).await?, |key| format!("added {}", key.fingerprint))
+        }
+        KeyCommand::Rm { user, fingerprint } => {
+            client.remove_key_of(&user.name, &fingerprint).await?;
+            DONE
+        }
+    }
+}
+
+async fn invite(client: &Client, output: &Output, name: String, hours: u64) -> Outcome {
+    let invite = client.invite(&NewInvite { user: name, valid_seconds: Some(hours.saturating_mul(3600)) }).await?;
+    output.say(&invite, |invite| {
+        format!(
+            "{}\n\nGive this code to {}: they log in with `ssh mlad@SERVER` and type it when asked.\n\
+             It works once, until {}.",
+            invite.code,
+            invite.user,
+            local_time(invite.expires_at)
+        )
+    })
+}
+
+async fn token(client: &Client, output: &Output, command: TokenCommand) -> Outcome {
+    match command {
+        TokenCommand::Ls(user) => output.show(&client.tokens_of(&user.name).await?, |tokens| own::tokens_table(tokens)),
+        TokenCommand::Add { user, label, days } => {
+            output.say(&client.add_token_of(&user.name, &own::new_token(label, days)).await?, own::token_secret)
+        }
+        TokenCommand::Rm { user, id } => {
+            client.remove_token_of(&user.name, id).await?;
+            DONE
+        }
+    }
+}
+
+async fn image(client: &Client, output: &Output, command: ImageCommand) -> Outcome {
+    match command {
+        ImageCommand::Ls => return super::gpus::images(client, output).await,
+        ImageCommand::Add { name, reference, description, min_gpu_memory } => {
+            let image = Image {
+                name,
+                reference,
+                digest: None,
+                description,
+                min_gpu_memory_mib: min_gpu_memory,
+                available: false,
+            };
+            client.add_image(&image).await?;
+        }
+        ImageCommand::Rm { name } => client.remove_image(&name).await?,
+        ImageCommand::Reload => client.reload_images().await?,
+    }
+    DONE
+}
+
+async fn audit(client: &Client, output: &Output, limit: u32) -> Outcome {
+    output.show(&client.audit(limit).await?, |list| {
+        let rows = list.events.iter().map(|event| {
+            let detail = event.detail.as_deref().map(plain).unwrap_or_default();
+            [local_time(event.at), event.actor.clone(), event.action.clone(), event.target.clone(), detail]
+        });
+        output::table(["TIME", "WHO", "WHAT", "TO", "DETAIL"], rows.collect(), "the audit log is empty")
+    })
+}
+
+impl From<RoleArgument> for Role {
+    fn from(role: RoleArgument) -> Self {
+        match role {
+            RoleArgument::User => Self::User,
+            RoleArgument::Admin => Self::Admin,
+        }
+    }
+}
