@@ -1,0 +1,116 @@
+use super::*;
+use std::collections::BTreeSet;
+
+const REQUIRED: &str = "data_directory = '/var/lib/mlad'\nrun_directory = '/run/mlad'\n\
+                        agent_binary = '/usr/lib/mlad/mlad'\ncatalog = '/etc/mlad/catalog.toml'\n";
+const DEFAULT: &str = include_str!("../../../config/default.toml");
+
+fn read(text: &str) -> Result<Config, ConfigError> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gateway.toml");
+    std::fs::write(&path, text).unwrap();
+    Config::read(&path)
+}
+
+#[test]
+fn the_default_file_says_what_holds_without_it() {
+    assert_eq!(read(DEFAULT).unwrap(), read(REQUIRED).unwrap());
+}
+
+/// A line `#key = value` is a key that is absent by default; a line `# text` is text.
+fn uncommented() -> String {
+    DEFAULT.lines().map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line)).fold(
+        String::new(),
+        |mut text, line| {
+            text.push_str(line);
+            text.push('\n');
+            text
+        },
+    )
+}
+
+#[test]
+fn what_the_default_file_comments_out_can_be_used() {
+    toml::from_str::<Config>(&uncommented()).unwrap();
+}
+
+/// The keys a table takes, as the error about one it does not take says.
+fn keys_of(section: Option<&str>) -> BTreeSet<String> {
+    let text = match section {
+        None => format!("{REQUIRED}no_such_key = 1\n"),
+        Some(section) => format!("{REQUIRED}[{section}]\nno_such_key = 1\n"),
+    };
+    let error = toml::from_str::<Config>(&text).unwrap_err().to_string();
+    let (_, expected) = error.split_once("expected").unwrap_or_else(|| panic!("{error}"));
+    expected.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_default_file_misses_no_key_and_explains_each() {
+    let whole: toml::Table = toml::from_str(&uncommented()).unwrap();
+    let top = keys_of(None);
+    assert_eq!(top, whole.keys().cloned().collect());
+    for section in top.iter().filter(|key| whole[*key].is_table()) {
+        let there: BTreeSet<String> = whole[section].as_table().unwrap().keys().cloned().collect();
+        assert_eq!(keys_of(Some(section)), there, "[{section}]");
+    }
+    let mut before = "";
+    for line in DEFAULT.lines() {
+        if line.split_once(" = ").is_some() && !line.starts_with("# ") {
+            assert!(before.starts_with("# "), "nothing explains {line}");
+        }
+        before = line;
+    }
+}
+
+#[test]
+fn what_is_wrong_is_named_with_file_key_and_line() {
+    for (text, line, key) in [
+        ("[ssh]\nmax_tries = 0\n", 6, "ssh.max_tries"),
+        ("instance = 'A B'\n", 5, "instance"),
+        ("\n[job]\ngrace_seconds = 1\n\ntime_limit_minutes = 99999999\n", 9, "job.time_limit_minutes"),
+        ("[container]\nmemory_mib = 1000000\n", 6, "container.memory_mib"),
+        ("[docker]\nbridge = 'much-too-long-a-name'\n", 6, "docker.bridge"),
+        ("[allocator]\nurl = 'ftp://x'\n", 6, "allocator.url"),
+        ("[allocator]\ntoken_file = 'x'\n", 6, "allocator.token_file"),
+        ("[ssh]\nlisten = []\n", 6, "ssh.listen"),
+        ("ssh = { max_channels = 0 }\n", 5, "ssh.max_channels"),
+    ] {
+        let message = read(&format!("{REQUIRED}{text}")).unwrap_err().to_string();
+        assert!(message.contains(&format!("gateway.toml:{line}: {key}: ")), "{text}: {message}");
+    }
+    // The default of one contradicts the other.
+    let message = read(&format!("{REQUIRED}[container]\nmax_memory_mib = 512\n")).unwrap_err().to_string();
+    assert!(message.contains("gateway.toml: container.memory_mib: it is 16384"), "{message}");
+    for (text, line, key) in [("[ssh]\nlisten = 7\n", 6, "listen"), ("[jop]\n", 5, "jop"), ("[job]\nx = 1\n", 6, "x")] {
+        let message = read(&format!("{REQUIRED}{text}")).unwrap_err().to_string();
+        assert!(message.contains(&format!("line {line}")) && message.contains(key), "{text}: {message}");
+    }
+    let long = format!("{}run_directory = '/{}'\n", REQUIRED.replace("run_directory", "#"), "x".repeat(100));
+    assert!(read(&long).unwrap_err().to_string().contains("run_directory: "), "sockets must fit");
+}
+
+#[test]
+fn relative_paths_lie_beside_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gateway.toml");
+    let text = "data_directory = 'data'\nrun_directory = '/run/x'\nagent_binary = '../mlad'\ncatalog = 'c.toml'\n\
+                [files]\nworker_binary = 'worker'\n[allocator]\nnvml_library = 'nvml.so'\n";
+    std::fs::write(&path, text).unwrap();
+    let config = Config::read(&path).unwrap();
+    assert_eq!(config.data_directory, folder.path().join("data"));
+    assert_eq!(config.agent_binary, folder.path().join("../mlad"));
+    assert_eq!(config.run_directory, Path::new("/run/x"));
+    assert_eq!(config.files.worker_binary, Some(folder.path().join("worker")));
+    assert_eq!(config.allocator.nvml_library, Some(folder.path().join("nvml.so")));
+}
+
+#[test]
+fn networks_are_read_strictly() {
+    for good in ["0.0.0.0/0", "10.0.0.0/8", "192.168.1.7/32", "::/0", "fd00:1::/32", "fe80::1/128"] {
+        assert_eq!(good.parse::<IpNetwork>().unwrap().to_string(), good);
+    }
+    for bad in ["", "10.0.0.0", "10.0.0.1/8", "10.0.0.0/33", "fd00::1/64", "host/8", "10.0.0.0/-1", "::/129"] {
+        assert!(bad.parse::<IpNetwork>().is_err(), "{bad}");
+    }
+}

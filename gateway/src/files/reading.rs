@@ -1,0 +1,338 @@
+//! How the gateway, which is root, reads in a home: a place where the user, or a hostile container, may put
+//! symbolic links, pipes and devices, and exchange one for the other at any moment.
+//!
+//! Paths are walked by the kernel from the home's own descriptor and may neither leave it nor pass through a
+//! symbolic link (openat2); what is found is looked at before it is opened, by a descriptor that pins it.
+
+use super::FilesError;
+use crate::{config::Config, store::UserRecord};
+use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
+use sha2::{Digest as _, Sha256};
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io::{self, Read as _},
+    os::{
+        fd::{AsFd, AsRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+/// No `..` above the home, no symbolic link, no `/proc/…/fd`.
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+/// How often a path is tried while somebody keeps renaming what it passes through.
+const TRIES: usize = 128;
+/// Bytes read at once for a checksum.
+const CHUNK: usize = 128 * 1024;
+
+/// How much of a folder is listed.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Entries looked at, of whatever kind.
+    pub entries: usize,
+    /// Folders inside one another.
+    pub depth: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { entries: 10_000, depth: 32 }
+    }
+}
+
+/// A file found in a home.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Relative to the folder that was listed.
+    pub path: PathBuf,
+    /// Bytes.
+    pub size: u64,
+    /// When it was last written.
+    pub modified: SystemTime,
+}
+
+/// Opens a file in the home of `user` for reading. It blocks as files do: not on pipes.
+///
+/// # Errors
+/// When there is no such file, the path leaves the home or passes through a symbolic link, or what is there
+/// is not a regular file of the user's.
+pub fn open_in_home(config: &Config, user: &UserRecord, relative: &Path) -> Result<File, FilesError> {
+    let home = open_home(config, user)?;
+    let refuse = |source| FilesError::Path { path: relative.to_path_buf(), source };
+    let found = resolve(&home, relative, OFlags::empty()).map_err(refuse)?;
+    let status = rustix::fs::fstat(&found).map_err(|error| refuse(error.into()))?;
+    check(&status, user.uid, FileType::RegularFile)
+        .map_err(|reason| FilesError::Refused { path: relative.to_path_buf(), reason })?;
+    let reopened = format!("/proc/self/fd/{}", found.as_raw_fd());
+    File::open(reopened).map_err(refuse)
+}
+
+/// The regular files of the user's in a folder of their home and in the folders within, in the order of
+/// their paths. Symbolic links and special files are left out.
+///
+/// # Errors
+/// As [`open_in_home`], and when there is more than `limits` allow.
+pub fn list_in_home(
+    config: &Config,
+    user: &UserRecord,
+    relative: &Path,
+    limits: Limits,
+) -> Result<Vec<Listed>, FilesError> {
+    let home = open_home(config, user)?;
+    let mut listing = Listing { uid: user.uid, top: relative, limits, looked_at: 0, files: Vec::new() };
+    let top = listing.open_folder(&home, relative, relative)?;
+    listing.walk(&top, Path::new(""), 1)?;
+    listing.files.sort_by(|one, other| one.path.cmp(&other.path));
+    Ok(listing.files)
+}
+
+/// The SHA-256 of a file from its start, in hexadecimal, of as many bytes as it has now.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn checksum(file: &File) -> io::Result<String> {
+    let size = file.metadata()?.len();
+    let mut hash = Sha256::new();
+    let mut chunk = vec![0; CHUNK];
+    let mut reader = file.try_clone()?;
+    io::Seek::rewind(&mut reader)?;
+    let mut reader = reader.take(size);
+    loop {
+        match reader.read(&mut chunk) {
+            Ok(0) => return Ok(data_encoding::HEXLOWER.encode(&hash.finalize())),
+            Ok(count) => hash.update(chunk.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn open_home(config: &Config, user: &UserRecord) -> Result<OwnedFd, FilesError> {
+    super::Jail::new(config, user, Vec::new())?;
+    let home = config.home_of(&user.name);
+    rustix::fs::open(&home, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| FilesError::Path { path: home, source: error.into() })
+}
+
+/// The thing at `relative`, pinned but not opened.
+fn resolve(from: impl AsFd, relative: &Path, extra: OFlags) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC | extra;
+    for _ in 0..TRIES {
+        match rustix::fs::openat2(from.as_fd(), relative, flags, Mode::empty(), BENEATH) {
+            Ok(found) => return Ok(found),
+            // A rename nearby made the kernel unsure; it asks to try again.
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(io::ErrorKind::ResourceBusy.into())
+}
+
+fn check(status: &Stat, uid: u32, kind: FileType) -> Result<(), &'static str> {
+    let found = FileType::from_raw_mode(status.st_mode);
+    if found != kind {
+        return Err(match (found, kind) {
+            (FileType::Symlink, _) => "symbolic links are not followed here",
+            (_, FileType::Directory) => "not a folder",
+            _ => "not a regular file",
+        });
+    }
+    if status.st_uid != uid {
+        return Err("it belongs to somebody else");
+    }
+    Ok(())
+}
+
+struct Listing<'a> {
+    uid: u32,
+    top: &'a Path,
+    limits: Limits,
+    looked_at: usize,
+    files: Vec<Listed>,
+}
+
+impl Listing<'_> {
+    fn open_folder(&self, from: impl AsFd, name: &Path, shown: &Path) -> Result<OwnedFd, FilesError> {
+        let refuse = |source: io::Error| FilesError::Path { path: shown.to_path_buf(), source };
+        let found = resolve(from, name, OFlags::DIRECTORY).map_err(refuse)?;
+        let status = rustix::fs::fstat(&found).map_err(|error| refuse(error.into()))?;
+        check(&status, self.uid, FileType::Directory)
+            .map_err(|reason| FilesError::Refused { path: shown.to_path_buf(), reason })?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(&found, ".", flags, Mode::empty()).map_err(|error| refuse(error.into()))
+    }
+
+    fn walk(&mut self, folder: &OwnedFd, inside: &Path, depth: usize) -> Result<(), FilesError> {
+        if depth > self.limits.depth {
+            return Err(self.bound(self.limits.depth, "folders inside one another"));
+        }
+        let shown = self.top.join(inside);
+        let refuse = |error: rustix::io::Errno| FilesError::Path { path: shown.clone(), source: error.into() };
+        for entry in Dir::read_from(folder).map_err(refuse)? {
+            let entry = entry.map_err(refuse)?;
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            self.looked_at += 1;
+            if self.looked_at > self.limits.entries {
+                return Err(self.bound(self.limits.entries, "entries"));
+            }
+            self.entry(folder, inside, OsStr::from_bytes(name), depth)?;
+        }
+        Ok(())
+    }
+
+    /// One entry. What vanished, cannot be entered or is not the user's is left out.
+    fn entry(&mut self, folder: &OwnedFd, inside: &Path, name: &OsStr, depth: usize) -> Result<(), FilesError> {
+        let path = inside.join(name);
+        let Ok(found) = resolve(folder, Path::new(name), OFlags::empty()) else { return Ok(()) };
+        let Ok(status) = rustix::fs::fstat(&found) else { return Ok(()) };
+        if check(&status, self.uid, FileType::RegularFile).is_ok() {
+            let size = u64::try_from(status.st_size).unwrap_or(0);
+            self.files.push(Listed { path, size, modified: modified(&status) });
+        } else if check(&status, self.uid, FileType::Directory).is_ok() {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            if let Ok(folder) = rustix::fs::openat(&found, ".", flags, Mode::empty()) {
+                drop(found);
+                self.walk(&folder, &path, depth + 1)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn bound(&self, limit: usize, what: &'static str) -> FilesError {
+        FilesError::Bound { path: self.top.to_path_buf(), limit, what }
+    }
+}
+
+fn modified(status: &Stat) -> SystemTime {
+    let since = Duration::from_secs(u64::try_from(status.st_mtime).unwrap_or(0));
+    SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::tests::{config, user};
+    use std::os::unix::fs::{chown, symlink};
+
+    struct Home {
+        folder: tempfile::TempDir,
+        config: Config,
+        user: UserRecord,
+    }
+
+    impl Home {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let config = config(folder.path());
+            let user = user("alice", 20_001);
+            crate::files::ensure_home(&config, &user).unwrap();
+            Self { folder, config, user }
+        }
+
+        fn path(&self, relative: &str) -> PathBuf {
+            self.folder.path().join("home/alice").join(relative)
+        }
+
+        fn write(&self, relative: &str, text: &str) {
+            let path = self.path(relative);
+            let parent = path.parent().unwrap();
+            std::fs::create_dir_all(parent).unwrap();
+            chown(parent, Some(20_001), Some(20_001)).unwrap();
+            std::fs::write(&path, text).unwrap();
+            chown(&path, Some(20_001), Some(20_001)).unwrap();
+        }
+
+        fn read(&self, relative: &str) -> Result<String, FilesError> {
+            let mut text = String::new();
+            open_in_home(&self.config, &self.user, Path::new(relative))?.read_to_string(&mut text).unwrap();
+            Ok(text)
+        }
+    }
+
+    #[test]
+    fn a_file_of_the_users_is_read() {
+        let home = Home::new();
+        home.write("jobs/1/log", "hello");
+        assert_eq!(home.read("jobs/1/log").unwrap(), "hello");
+        let file = open_in_home(&home.config, &home.user, Path::new("jobs/1/log")).unwrap();
+        assert_eq!(checksum(&file).unwrap(), "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824");
+    }
+
+    #[test]
+    fn nothing_but_the_users_files_is_opened() {
+        let home = Home::new();
+        home.write("jobs/1/log", "hello");
+        std::fs::write(home.path("roots"), "secret").unwrap();
+        symlink("/etc/passwd", home.path("passwd")).unwrap();
+        symlink("jobs", home.path("link")).unwrap();
+        symlink("/", home.path("root")).unwrap();
+        let pipe = rustix::fs::CWD;
+        rustix::fs::mkfifoat(pipe, home.path("pipe"), Mode::from_raw_mode(0o666)).unwrap();
+        chown(home.path("pipe"), Some(20_001), Some(20_001)).unwrap();
+        for bad in [
+            "roots",
+            "passwd",
+            "link/1/log",
+            "root/etc/passwd",
+            "pipe",
+            "jobs",
+            "../../../etc/passwd",
+            "/etc/passwd",
+            "jobs/../../alice/jobs/1/log",
+            "missing",
+            "",
+        ] {
+            assert!(home.read(bad).is_err(), "{bad}");
+        }
+        assert_eq!(home.read("jobs/../jobs/1/log").unwrap(), "hello");
+    }
+
+    #[test]
+    fn listing_is_recursive_sorted_and_bounded() {
+        let home = Home::new();
+        for name in ["out/b", "out/a/deep", "out/c"] {
+            home.write(name, "12345");
+        }
+        symlink("/etc", home.path("out/etc")).unwrap();
+        std::fs::write(home.path("out/roots"), "secret").unwrap();
+        let list = |limits| list_in_home(&home.config, &home.user, Path::new("out"), limits);
+        let found = list(Limits::default()).unwrap();
+        let names: Vec<_> = found.iter().map(|listed| (listed.path.to_str().unwrap(), listed.size)).collect();
+        assert_eq!(names, [("a/deep", 5), ("b", 5), ("c", 5)]);
+        assert!(matches!(list(Limits { entries: 5, depth: 9 }), Err(FilesError::Bound { .. })));
+        assert!(matches!(list(Limits { entries: 99, depth: 1 }), Err(FilesError::Bound { .. })));
+        assert!(list_in_home(&home.config, &home.user, Path::new("out/etc"), Limits::default()).is_err());
+    }
+
+    #[test]
+    fn a_swapped_folder_is_never_followed() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let home = Home::new();
+        home.write("dir/passwd", "mine");
+        symlink("/etc", home.path("evil")).unwrap();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let (dir, evil) = (home.path("dir"), home.path("evil"));
+                    let flags = rustix::fs::RenameFlags::EXCHANGE;
+                    rustix::fs::renameat_with(rustix::fs::CWD, &dir, rustix::fs::CWD, &evil, flags).unwrap();
+                }
+            });
+            let mut good = 0;
+            for _ in 0..20_000 {
+                if let Ok(text) = home.read("dir/passwd") {
+                    assert_eq!(text, "mine");
+                    good += 1;
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+            assert!(good > 0);
+        });
+    }
+}

@@ -1,0 +1,300 @@
+//! What is true whatever the gateway does: containers, slices, leases, the queue.
+
+use crate::runtime::{Ended, FoundState, RuntimeError, RuntimeEvent, WorkloadSpec};
+use jiff::{SignedDuration, Timestamp};
+use mlad::{
+    api::{Lease, Need, Wait, WaitReason},
+    channel::Exit,
+};
+use mlad_allocator::{LeaseRequest, LeaseState};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard},
+};
+use tokio::sync::{broadcast, watch};
+
+/// How long a lease lasts in this world.
+const LEASE: SignedDuration = SignedDuration::from_secs(60);
+
+/// The world. Clones are the same one.
+#[derive(Clone)]
+pub(crate) struct World {
+    inner: Arc<Mutex<Inner>>,
+    pub(crate) events: broadcast::Sender<RuntimeEvent>,
+    pub(super) version: watch::Sender<u64>,
+}
+
+/// A container of this world.
+#[derive(Debug, Clone)]
+pub(crate) struct Container {
+    pub(crate) spec: WorkloadSpec,
+    pub(crate) state: FoundState,
+    pub(crate) result: Option<Exit>,
+    /// How often it was told to end.
+    pub(crate) terminated: u32,
+}
+
+pub(super) struct Inner {
+    pub(super) containers: BTreeMap<String, Container>,
+    /// How often the process of a container was started, ever.
+    pub(super) starts: HashMap<String, u32>,
+    /// Slices of `1g.5gb` there are.
+    slices: usize,
+    pub(super) leases: BTreeMap<String, Lease>,
+    pub(super) queue: Vec<LeaseRequest>,
+    pub(super) ended: BTreeSet<String>,
+    fence: u64,
+    pub(super) engine: Result<(), RuntimeError>,
+    pub(super) allocator_away: bool,
+    /// What the next starts answer instead of starting.
+    pub(super) failing_starts: Vec<RuntimeError>,
+    /// Images the engine has.
+    pub(super) images: BTreeSet<String>,
+    /// Whether containers ignore SIGTERM.
+    pub(super) stubborn: bool,
+    violations: Vec<String>,
+}
+
+impl World {
+    /// A machine with so many slices of 4864 MiB, and an engine that has every image of the catalog.
+    pub(crate) fn new(slices: usize) -> Self {
+        let inner = Inner {
+            containers: BTreeMap::new(),
+            starts: HashMap::new(),
+            slices,
+            leases: BTreeMap::new(),
+            queue: Vec::new(),
+            ended: BTreeSet::new(),
+            fence: 0,
+            engine: Ok(()),
+            allocator_away: false,
+            failing_starts: Vec::new(),
+            images: BTreeSet::from(["mlad/base:1".into(), "mlad/torch:1".into()]),
+            stubborn: false,
+            violations: Vec::new(),
+        };
+        Self {
+            inner: Arc::new(Mutex::new(inner)),
+            events: broadcast::Sender::new(1024),
+            version: watch::Sender::new(1),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap()
+    }
+
+    /// The containers there are.
+    pub(crate) fn containers(&self) -> BTreeMap<String, Container> {
+        self.lock().containers.clone()
+    }
+
+    /// Names of the containers that run.
+    pub(crate) fn running(&self) -> Vec<String> {
+        let inner = self.lock();
+        let running = inner.containers.iter().filter(|(_, container)| container.state == FoundState::Running);
+        running.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// How often the process of this container was started.
+    pub(crate) fn starts(&self, name: &str) -> u32 {
+        self.lock().starts.get(name).copied().unwrap_or(0)
+    }
+
+    /// Workloads with a lease.
+    pub(crate) fn leases(&self) -> Vec<String> {
+        self.lock().leases.keys().cloned().collect()
+    }
+
+    /// Workloads that wait, first in line first.
+    pub(crate) fn waits(&self) -> Vec<String> {
+        self.lock().queue.iter().map(|request| request.workload.clone()).collect()
+    }
+
+    /// What must never happen and did.
+    pub(crate) fn violations(&self) -> Vec<String> {
+        self.lock().violations.clone()
+    }
+
+    /// The container's command ends like this.
+    pub(crate) fn end(&self, name: &str, exit: Exit, out_of_memory: bool) {
+        let mut inner = self.lock();
+        let Some(container) = inner.containers.get_mut(name) else { return };
+        if container.state == FoundState::Running {
+            let exit_code = if let Exit::Status(code) = &exit { i64::from(*code) } else { 137 };
+            container.state = FoundState::Ended(Ended { exit_code, out_of_memory });
+            container.result = Some(exit);
+        }
+        drop(inner);
+        self.changed(name);
+    }
+
+    /// The container ends without leaving a result.
+    pub(crate) fn kill(&self, name: &str, exit_code: i64, out_of_memory: bool) {
+        if let Some(container) = self.lock().containers.get_mut(name) {
+            container.state = FoundState::Ended(Ended { exit_code, out_of_memory });
+        }
+        self.changed(name);
+    }
+
+    /// The container vanishes without a trace.
+    pub(crate) fn vanish(&self, name: &str) {
+        self.lock().containers.remove(name);
+        self.changed(name);
+    }
+
+    /// A container that is just there.
+    pub(crate) fn put(&self, spec: WorkloadSpec) {
+        let container = Container { state: FoundState::Running, result: None, terminated: 0, spec };
+        self.lock().containers.insert(container.spec.name.clone(), container);
+    }
+
+    /// Engine there or not.
+    pub(crate) fn set_engine(&self, there: bool) {
+        self.lock().engine = if there { Ok(()) } else { Err(RuntimeError::Unavailable("it is stopped".into())) };
+        if there {
+            let _ = self.events.send(RuntimeEvent::Resync);
+        }
+    }
+
+    /// Allocator there or not.
+    pub(crate) fn set_allocator(&self, there: bool) {
+        self.lock().allocator_away = !there;
+        self.bump();
+    }
+
+    /// The next starts fail like this, first come first.
+    pub(crate) fn fail_starts(&self, errors: impl IntoIterator<Item = RuntimeError>) {
+        self.lock().failing_starts.extend(errors);
+    }
+
+    /// Whether containers ignore SIGTERM.
+    pub(crate) fn set_stubborn(&self, stubborn: bool) {
+        self.lock().stubborn = stubborn;
+    }
+
+    /// Takes an image away.
+    pub(crate) fn remove_image(&self, reference: &str) {
+        self.lock().images.remove(reference);
+    }
+
+    /// The lease of a workload is over, whether or not it still runs.
+    pub(crate) fn expire(&self, workload: &str) {
+        let mut inner = self.lock();
+        inner.leases.remove(workload);
+        inner.ended.insert(workload.into());
+        drop(inner);
+        self.bump();
+    }
+
+    pub(super) fn changed(&self, name: &str) {
+        let _ = self.events.send(RuntimeEvent::Changed(name.into()));
+    }
+
+    pub(super) fn bump(&self) {
+        self.version.send_modify(|version| *version += 1);
+    }
+}
+
+impl Inner {
+    pub(super) fn violation(&mut self, text: String) {
+        self.violations.push(text);
+    }
+
+    pub(super) fn is_alive(&self, name: &str) -> bool {
+        self.containers.get(name).is_some_and(|container| !matches!(container.state, FoundState::Ended(_)))
+    }
+
+    /// Starts the process of a container that was made.
+    pub(super) fn start_process(&mut self, name: &str) {
+        let owner = |name: &str| name.rsplit_once('-').map(|(owner, _)| owner.to_owned());
+        let others = self.containers.keys().filter(|other| owner(other) == owner(name) && *other != name).cloned();
+        let others: Vec<String> = others.filter(|other| self.is_alive(other)).collect();
+        if !others.is_empty() {
+            self.violation(format!("{name} was started while {others:?} run"));
+        }
+        if !self.leases.contains_key(name) {
+            self.violation(format!("{name} was started without a lease"));
+        }
+        let starts = self.starts.entry(name.into()).or_default();
+        *starts += 1;
+        if *starts > 1 {
+            let text = format!("{name} was started {starts} times");
+            self.violation(text);
+        }
+        if let Some(container) = self.containers.get_mut(name) {
+            container.state = FoundState::Running;
+        }
+    }
+
+    pub(super) fn state_of(&self, workload: &str) -> Option<LeaseState> {
+        if let Some(lease) = self.leases.get(workload) {
+            return Some(LeaseState::Granted(lease.clone()));
+        }
+        if let Some(wait) = self.waits().into_iter().find(|wait| wait.workload == workload) {
+            return Some(LeaseState::Waiting(wait));
+        }
+        self.ended.contains(workload).then(|| LeaseState::Ended { reason: "it was released".into() })
+    }
+
+    pub(super) fn waits(&self) -> Vec<Wait> {
+        let waiting = u32::try_from(self.queue.len()).unwrap();
+        let wait = |(place, request): (usize, &LeaseRequest)| Wait {
+            workload: request.workload.clone(),
+            user: request.user.clone(),
+            need: request.need.clone(),
+            since: Timestamp::UNIX_EPOCH,
+            reason: if place == 0 { WaitReason::NoSlice } else { WaitReason::Priority },
+            detail: format!("{place} are before it"),
+            place: u32::try_from(place).unwrap() + 1,
+            waiting,
+            estimate: None,
+        };
+        self.queue.iter().enumerate().map(wait).collect()
+    }
+
+    /// Grants what fits, first come first.
+    pub(super) fn grant(&mut self) {
+        while let Some(at) = self.queue.iter().position(|request| self.fits(request)) {
+            if at > 0 && self.queue[..at].iter().any(|before| before.need != Need::Cpu) && !self.is_cpu(at) {
+                return;
+            }
+            let request = self.queue.remove(at);
+            self.fence += 1;
+            let cpu = request.need == Need::Cpu;
+            let slice = (0..self.slices).find(|slice| !self.holds(*slice));
+            let now = Timestamp::now();
+            let lease = Lease {
+                workload: request.workload.clone(),
+                user: request.user,
+                fence: self.fence,
+                node: "node".into(),
+                need: request.need,
+                profile: if cpu { "cpu".into() } else { "1g.5gb".into() },
+                uuids: if cpu { Vec::new() } else { vec![format!("MIG-{}", slice.unwrap())] },
+                memory_mib: if cpu { 0 } else { 4864 },
+                gpu_index: None,
+                placement: None,
+                granted_at: now,
+                expires_at: now + LEASE,
+                over: None,
+            };
+            self.leases.insert(request.workload, lease);
+        }
+    }
+
+    fn is_cpu(&self, at: usize) -> bool {
+        self.queue[at].need == Need::Cpu
+    }
+
+    fn holds(&self, slice: usize) -> bool {
+        self.leases.values().any(|lease| lease.uuids.contains(&format!("MIG-{slice}")))
+    }
+
+    fn fits(&self, request: &LeaseRequest) -> bool {
+        let mine = self.leases.values().filter(|lease| lease.user == request.user && !lease.uuids.is_empty()).count();
+        let free = (0..self.slices).any(|slice| !self.holds(slice));
+        let allowed = request.limits.slices.is_none_or(|most| mine < usize::try_from(most).unwrap());
+        request.need == Need::Cpu || (free && allowed)
+    }
+}

@@ -1,0 +1,110 @@
+//! A real agent, as a process of this host instead of a container's.
+
+use mlad::channel::AgentConfig;
+use std::{
+    collections::BTreeMap,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+    process::{Child, Command},
+    sync::OnceLock,
+    time::Duration,
+};
+use tokio::net::UnixStream;
+
+/// The user it serves. No such uid is on a usual host.
+const UID: u32 = 20_000;
+
+/// The agent.
+pub struct Agent {
+    process: Child,
+    folder: PathBuf,
+}
+
+impl Agent {
+    /// Starts one with its files in `folder`; returns when it listens.
+    pub async fn start(folder: &Path) -> Self {
+        let home = folder.join("home");
+        for part in ["agent", "etc", "home"] {
+            std::fs::create_dir_all(folder.join(part)).unwrap();
+        }
+        chown(&home, Some(UID), Some(UID)).unwrap();
+        for part in [folder, &home] {
+            std::fs::set_permissions(part, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let config = AgentConfig {
+            workload: "w-1-1".into(),
+            user: "tester".into(),
+            uid: UID,
+            gid: UID,
+            home,
+            environment: BTreeMap::new(),
+            job: None,
+        };
+        std::fs::write(folder.join("agent/config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
+        let process = Command::new(binary())
+            .args(["agent", "--folder"])
+            .arg(folder)
+            .arg("--etc")
+            .arg(folder.join("etc"))
+            .spawn()
+            .unwrap();
+        let agent = Self { process, folder: folder.into() };
+        agent.listens().await;
+        agent
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("agent/agent.sock")
+    }
+
+    /// The home of its user.
+    pub fn home(&self) -> PathBuf {
+        self.folder.join("home")
+    }
+
+    /// Kills it at once, as a container's end would.
+    pub fn kill(&self) {
+        let pid = rustix::process::Pid::from_raw(self.process.id().try_into().unwrap()).unwrap();
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.process.id())).unwrap();
+        for child in children.split_whitespace() {
+            let child = rustix::process::Pid::from_raw(child.parse().unwrap()).unwrap();
+            rustix::process::kill_process(child, rustix::process::Signal::KILL).unwrap();
+        }
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+
+    async fn listens(&self) {
+        for _ in 0..1000 {
+            if UnixStream::connect(self.socket()).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the agent does not listen");
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_raw(self.process.id().try_into().unwrap()).unwrap();
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.process.wait();
+    }
+}
+
+/// `mlad`, built from this workspace.
+fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let folder = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned();
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "-q", "-p", "mlad", "--bin", "mlad"])
+            .args(folder.ends_with("release").then_some("--release"))
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()
+            .unwrap();
+        assert!(built.success());
+        folder.join("mlad")
+    })
+}

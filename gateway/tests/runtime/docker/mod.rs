@@ -1,0 +1,6 @@
+//! What is Docker's own.
+
+mod hostile;
+mod isolation;
+mod lifecycle;
+mod outage;

@@ -1,0 +1,19 @@
+//! The SSH server against the real OpenSSH client, with a real agent on this host where a container would be.
+//!
+//! Needs root, since the agent serves another user.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a panic is how tests say no"
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod door;
+mod enrolment;
+mod forwarding;
+mod sessions;
