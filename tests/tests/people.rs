@@ -1,0 +1,86 @@
+//! Rows A2, H2: enrolment with a one-time code, and what an administrator does is written down.
+
+use mlad_tests::{Outcome, Person, Site};
+use std::{fs, process::Command};
+
+/// Logs in on a terminal, types the code when asked, then what follows at the shell's prompt.
+fn enrol(person: &Person, code: &str) -> Outcome {
+    let script = format!(
+        "set timeout 60\n\
+         spawn ssh {options} -tt server\n\
+         expect \"Enrolment code: \" {{}} timeout {{ exit 10 }} eof {{ exit 11 }}\n\
+         send \"{code}\\r\"\n\
+         expect \"Enrolment code: \" {{ exit 12 }} -re {{\\$ $}} {{}} eof {{ exit 13 }} timeout {{ exit 14 }}\n\
+         send \"exit 0\\r\"\n\
+         expect eof\n\
+         catch wait result\n\
+         exit [lindex $result 3]\n",
+        options = person.options().join(" ")
+    );
+    let file = person.path("enrol.exp");
+    fs::write(&file, script).unwrap();
+    Outcome::of(Command::new("expect").arg(&file).env("TERM", "xterm"))
+}
+
+#[test]
+fn a_one_time_code_enrols_a_key_once() {
+    let site = Site::start();
+    let invite = site.admin(&["invite", "carol", "--json"]).success().json();
+    let code = invite["code"].as_str().unwrap();
+    let carol = site.stranger("carol");
+    let wrong = enrol(&carol, "AAAAA-AAAAA-AAAAA-AAAAA");
+    assert_eq!(wrong.code, 12, "asked again: {}", wrong.text());
+    enrol(&carol, code).success();
+    assert_eq!(carol.ssh("id -un").success().text(), "carol");
+    let mallory = site.stranger("mallory");
+    let again = enrol(&mallory, code);
+    assert_eq!(again.code, 11, "a code works once, and without an invitation nobody is asked: {}", again.text());
+    assert_eq!(mallory.ssh("id -un").code, 255);
+    let audit = site.admin(&["audit"]).success().text();
+    assert!(audit.contains("carol") && !audit.contains(code), "written down, without the code:\n{audit}");
+}
+
+#[test]
+fn what_an_administrator_does_is_written_down() {
+    let site = Site::start();
+    let alice = site.person("alice");
+    site.admin(&["user", "quota", "alice", "--slices", "1"]).success();
+    site.admin(&["user", "disable", "alice"]).success();
+    site.admin(&["user", "enable", "alice"]).success();
+    let events = site.mlad_json(&["admin", "audit"]);
+    let actions: Vec<&str> =
+        events["events"].as_array().unwrap().iter().map(|event| event["action"].as_str().unwrap()).collect();
+    assert!(actions.len() >= 5, "{actions:?}");
+    alice.ssh("true").success();
+    for (action, target) in [("user.add", "alice"), ("key.add", "alice"), ("user.disable", "alice")] {
+        assert!(actions.contains(&action), "{action} of {target}: {actions:?}");
+    }
+}
+
+#[test]
+fn people_manage_their_own_keys() {
+    let site = Site::start();
+    let alice = site.person("alice");
+    let laptop = site.stranger("alice-laptop");
+    let public = fs::read_to_string(laptop.public_key()).unwrap();
+    alice.ssh_with_input("mlad key add -", public.as_bytes()).success();
+    assert_eq!(laptop.ssh("id -un").success().text(), "alice");
+    let keys = alice.ssh("mlad key ls --json").success().json();
+    let added =
+        keys.as_array().unwrap().iter().find(|key| public.starts_with(key["public_key"].as_str().unwrap())).unwrap();
+    alice.ssh(&format!("mlad key rm {}", added["fingerprint"].as_str().unwrap())).success();
+    assert_eq!(laptop.ssh("id -un").code, 255);
+}
+
+#[test]
+fn a_quota_is_kept_and_told() {
+    let site = Site::builder().setting("workspace", "wait_without_terminal_seconds = 2").start();
+    let alice = site.person("alice");
+    site.admin(&["user", "quota", "alice", "--slices", "1"]).success();
+    alice.ssh("true").success();
+    let second = Outcome::of(&mut alice.ssh_command(&["-l", "mlad+second"], &["true"]));
+    assert_ne!(second.code, 0);
+    assert!(second.stderr.to_lowercase().contains("quota"), "{}", second.stderr);
+    let quota = alice.ssh("mlad quota --json").success().json();
+    assert_eq!((quota["slices"].as_u64(), quota["slices_used"].as_u64()), (Some(1), Some(1)));
+}
