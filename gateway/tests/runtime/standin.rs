@@ -73,6 +73,7 @@ fn obey(words: &[&str]) -> String {
         ["environment", name] => std::env::var(name).unwrap_or_else(|_| "unset".into()),
         ["read", path] => fs::read_to_string(path).map_or_else(|error| error.to_string(), |text| text.replace('\n', "|")),
         ["write", path, text] => fs::write(path, text).map_or_else(|error| error.to_string(), |()| "done".into()),
+        ["unlink", path] => fs::remove_file(path).map_or_else(|error| error.to_string(), |()| "done".into()),
         ["link", target, name] => {
             let _ = fs::remove_file(name);
             symlink(target, name).map_or_else(|error| error.to_string(), |()| "done".into())

@@ -52,6 +52,16 @@ enum Step {
     Refuse(String),
 }
 
+/// What came of waiting for an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reached {
+    Listens,
+    /// A job whose container ended after its agent was there: it is not started again.
+    HadItsRun,
+    /// Its container ended before.
+    Died,
+}
+
 impl Step {
     fn of(standing: &Standing, spec: &WorkloadSpec) -> Self {
         let found = match standing {
@@ -114,7 +124,11 @@ impl Docker {
                 let folder = self.folders.find(&spec.name).map_err(|error| no_agent(&spec.name, &error))?;
                 let arrival = Arrival::watch(&folder).map_err(|error| no_agent(&spec.name, &error))?;
                 progress(StartProgress::Connecting);
-                return self.reach(spec, &folder, &arrival).await;
+                match self.reach(spec, &folder, &arrival).await? {
+                    Reached::Listens | Reached::HadItsRun => return Ok(()),
+                    // It was on its way out when it was found: as good as ended.
+                    Reached::Died => self.remove_workload(&spec.name, Duration::ZERO).await?,
+                }
             }
             Step::Replace => self.remove_workload(&spec.name, Duration::ZERO).await?,
             Step::Make | Step::Start => {}
@@ -129,7 +143,12 @@ impl Docker {
         let arrival = Arrival::watch(&folder).map_err(|error| no_agent(&spec.name, &error))?;
         self.run(&spec.name).await?;
         progress(StartProgress::Connecting);
-        self.reach(spec, &folder, &arrival).await
+        match self.reach(spec, &folder, &arrival).await? {
+            Reached::Listens | Reached::HadItsRun => Ok(()),
+            Reached::Died => {
+                Err(RuntimeError::Start { name: spec.name.clone(), reason: self.post_mortem(&spec.name).await })
+            }
+        }
     }
 
     async fn make_folder(&self, spec: &WorkloadSpec) -> Result<RunFolder, RuntimeError> {
@@ -204,17 +223,22 @@ impl Docker {
         request.await.unwrap_or_else(|error| Err(EngineError::Unavailable(error.to_string())))
     }
 
-    /// Returns when the agent listens. A job may have ended by then.
-    async fn reach(&self, spec: &WorkloadSpec, folder: &RunFolder, arrival: &Arrival) -> Result<(), RuntimeError> {
+    /// Returns when the agent listens, or its container ended before.
+    async fn reach(
+        &self,
+        spec: &WorkloadSpec,
+        folder: &RunFolder,
+        arrival: &Arrival,
+    ) -> Result<Reached, RuntimeError> {
         let name = &spec.name;
         tokio::select! {
-            result = arrival.listens(folder) => result.map_err(|error| no_agent(name, &error)),
+            result = arrival.listens(folder) => {
+                result.map(|()| Reached::Listens).map_err(|error| no_agent(name, &error))
+            }
             result = self.ended(name) => {
                 result?;
-                if spec.agent.job.is_some() && folder.was_used() {
-                    return Ok(());
-                }
-                Err(RuntimeError::Start { name: name.clone(), reason: self.post_mortem(name).await })
+                let had_its_run = spec.agent.job.is_some() && folder.was_used();
+                Ok(if had_its_run { Reached::HadItsRun } else { Reached::Died })
             }
             () = tokio::time::sleep(ARRIVAL) => Err(RuntimeError::Agent {
                 name: name.clone(),

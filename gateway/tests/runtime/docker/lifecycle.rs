@@ -138,6 +138,29 @@ async fn what_was_made_and_not_started_is_started() {
 }
 
 #[tokio::test]
+async fn a_workspace_that_ends_while_it_is_reached_is_made_anew() {
+    let Some(engine) = stage::engine() else { return };
+    let stage = Stage::new(&engine, |_| {}).await;
+    let spec = stage.spec("w-1-1").await;
+    stage.start(&spec).await;
+    let identity = |stage: &Stage| stage.cli(&["inspect", "-f", "{{.Id}}", &stage.container("w-1-1")]);
+    let first = identity(&stage);
+    // Out of reach, but running; its last order goes through a connection made before, once it was found so.
+    let connection = Mutex::new(Some(stage.docker.connect("w-1-1").await.unwrap()));
+    assert_eq!(stage.tell("w-1-1", "unlink /run/mlad/agent/agent.sock").await, "done");
+    let end_it_once = |progress| {
+        if progress == StartProgress::Connecting
+            && let Some(connection) = connection.lock().unwrap().take()
+        {
+            tokio::spawn(async { stage::tell(connection, "exit 0").await });
+        }
+    };
+    stage.docker.start(&spec, &end_it_once).await.unwrap();
+    assert_ne!(identity(&stage), first);
+    assert_eq!(stage.tell("w-1-1", "environment MLAD_TEST_OF_IMAGE").await, "kept");
+}
+
+#[tokio::test]
 async fn a_jobs_container_has_one_run_whatever_is_asked() {
     let Some(engine) = stage::engine() else { return };
     let stage = Stage::new(&engine, |_| {}).await;
