@@ -4,14 +4,14 @@
 engine_packages=(dockerd=docker.io docker=docker.io iptables=iptables nft=nftables debootstrap=debootstrap)
 
 # engine_answers SOCKET
-engine_answers() { [[ -S $1 ]] && docker -H "unix://$1" version >/dev/null 2>&1; }
+engine_answers() { as_root docker -H "unix://$1" version >/dev/null 2>&1; }
 
 # engine_start FOLDER SOCKET: starts dockerd with its data in FOLDER, its process id in FOLDER/dockerd.pid.
 # The default bridge is left out, so that it does not meet another engine's.
 engine_start() {
   local folder=$1 socket=$2 run
   run=$(dirname "$socket")
-  engine_answers "$socket" && return 0
+  ! engine_answers "$socket" || return 0
   as_root mkdir -p "$folder" "$run"
   as_root rm -f "$folder/dockerd.pid"
   say "starting a Docker engine (log: $folder/dockerd.log)"
@@ -28,9 +28,8 @@ engine_start() {
 engine_stop() {
   local folder=$1 socket=$2 pid
   pid=$(as_root cat "$folder/dockerd.pid" 2>/dev/null) || return 0
-  as_root kill "$pid" 2>/dev/null || :
-  wait_for 60 not_running "$pid" || as_root kill -9 "$pid" || :
-  as_root rm -rf "$(dirname "$socket")"
+  end_process "$pid" "$folder/data" 60
+  as_root rm -rf "$folder/dockerd.pid" "$(dirname "$socket")"
 }
 
 # engine_wipe FOLDER: removes the data of an engine that was stopped.
@@ -38,5 +37,3 @@ engine_wipe() {
   awk -v folder="$1/" 'index($2, folder) == 1 { print $2 }' /proc/mounts | sort -r | as_root xargs -r umount
   as_root rm -rf "$1"
 }
-
-not_running() { ! as_root kill -0 "$1" 2>/dev/null; }

@@ -1,12 +1,21 @@
 //! People and their programs: `ssh`, `sftp`, `scp`, `rsync`, `git` with a key of their own.
 
+use crate::eventually_some;
 use serde_json::Value;
 use std::{
     fs,
-    io::Write as _,
+    io::{BufRead as _, BufReader, Read, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
 };
+
+/// Longest time a command may take that is given no other: more than the longest wait of a test.
+const LIMIT: Duration = Duration::from_secs(600);
+/// Lines that are read ahead of whoever asks for them.
+const LINES_AHEAD: usize = 1024;
 
 /// What a program did.
 #[derive(Debug)]
@@ -21,39 +30,63 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Runs a command to its end, without standard input unless that is set.
+    /// Runs a command to its end, without standard input.
     ///
     /// # Panics
-    /// When it cannot be started.
+    /// When it cannot be started, or takes longer than any should.
     pub fn of(command: &mut Command) -> Self {
+        Self::within(LIMIT, command)
+    }
+
+    /// The same with a limit of its own.
+    ///
+    /// # Panics
+    /// When it cannot be started, or takes longer.
+    pub fn within(limit: Duration, command: &mut Command) -> Self {
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let text = format!("{command:?}");
         let child = child.unwrap_or_else(|error| panic!("{text}: {error}"));
-        Self::from_output(text, child.wait_with_output().unwrap())
+        Self::finish(text, child, limit)
     }
 
     /// Runs a command with these bytes as standard input.
     ///
     /// # Panics
-    /// When it cannot be started.
+    /// When it cannot be started, or takes longer than any should.
     pub fn with_input(command: &mut Command, input: &[u8]) -> Self {
         let text = format!("{command:?}");
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             // A program may end before it has read everything; its outcome tells.
             scope.spawn(move || drop(stdin.write_all(input)));
-            Self::from_output(text, child.wait_with_output().unwrap())
+            Self::finish(text, child, LIMIT)
         })
     }
 
-    /// Runs a command whose standard input is another's output.
+    /// Runs a command whose standard input is another's output, or a file.
     ///
     /// # Panics
-    /// When it cannot be started.
+    /// When it cannot be started, or takes longer than any should.
     pub fn of_piped(mut command: Command, input: impl Into<Stdio>) -> Self {
         let child = command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        Self::from_output(format!("{command:?}"), child.wait_with_output().unwrap())
+        Self::finish(format!("{command:?}"), child, LIMIT)
+    }
+
+    fn finish(command: String, child: Child, limit: Duration) -> Self {
+        let id = rustix::process::Pid::from_child(&child);
+        let (ended, watched) = mpsc::channel::<()>();
+        // Killed when its time is over: its pipes close then, and it is waited for no longer.
+        let watch = thread::spawn(move || {
+            let late = watched.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+            late && rustix::process::kill_process(id, rustix::process::Signal::KILL).is_ok()
+        });
+        let output = child.wait_with_output().unwrap();
+        drop(ended);
+        let late = watch.join().unwrap();
+        let outcome = Self::from_output(command, output);
+        assert!(!late, "not within {limit:?}: {}\nstderr: {}", outcome.command, outcome.stderr);
+        outcome
     }
 
     fn from_output(command: String, output: Output) -> Self {
@@ -169,6 +202,27 @@ impl Person {
         Outcome::of(&mut self.ssh_command(&[], &[command]))
     }
 
+    /// `ssh mlad@server COMMAND`, in the container whatever it is: a plain `mlad …` the gateway answers itself.
+    pub fn ssh_inside(&self, command: &str) -> Outcome {
+        self.ssh(&inside(command))
+    }
+
+    /// Logs in on a terminal with `expect`, which goes through `script` and then waits for the end. The exit code
+    /// is the session's, unless the script has an `exit` of its own.
+    ///
+    /// # Panics
+    /// When the script cannot be written.
+    pub fn at_a_terminal(&self, script: &str) -> Outcome {
+        let script = format!(
+            "set timeout 60\nspawn ssh {options} -tt server\n{script}\n\
+             expect eof {{}} timeout {{ exit 99 }}\ncatch wait result\nexit [lindex $result 3]\n",
+            options = self.options().join(" ")
+        );
+        let file = self.path("terminal.exp");
+        fs::write(&file, script).unwrap();
+        Outcome::of(Command::new("expect").arg(&file).env("TERM", "xterm"))
+    }
+
     /// `ssh mlad@server COMMAND < input`.
     pub fn ssh_with_input(&self, command: &str, input: &[u8]) -> Outcome {
         Outcome::with_input(&mut self.ssh_command(&[], &[command]), input)
@@ -197,6 +251,11 @@ impl Person {
     }
 }
 
+/// A command line that the workspace's shell runs, not the gateway: more than one plain command.
+pub fn inside(command: &str) -> String {
+    format!("cd; {command}")
+}
+
 /// A client that runs; killed when dropped.
 #[derive(Debug)]
 pub struct RunningClient {
@@ -204,9 +263,68 @@ pub struct RunningClient {
     pub child: Child,
 }
 
+impl RunningClient {
+    /// The lines of its standard output, from here on.
+    ///
+    /// # Panics
+    /// When somebody has taken it already.
+    pub fn lines(&mut self) -> Lines {
+        Lines::of(self.child.stdout.take().unwrap())
+    }
+
+    /// Its exit code, once it has ended; none if a signal ended it.
+    ///
+    /// # Panics
+    /// When it does not end within `limit`.
+    pub fn ends(&mut self, limit: Duration) -> Option<i32> {
+        eventually_some("the client ends", limit, || self.child.try_wait().unwrap()).code()
+    }
+}
+
 impl Drop for RunningClient {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
+    }
+}
+
+/// The lines of a pipe, as they come, with a deadline for each.
+#[derive(Debug)]
+pub struct Lines {
+    lines: Receiver<String>,
+}
+
+impl Lines {
+    /// Those of this pipe.
+    pub fn of(pipe: impl Read + Send + 'static) -> Self {
+        let (send, lines) = mpsc::sync_channel(LINES_AHEAD);
+        // Ends with the pipe, or when nobody listens.
+        thread::spawn(move || {
+            let mut pieces = BufReader::new(pipe).split(b'\n').map_while(Result::ok);
+            pieces.all(|line| send.send(String::from_utf8_lossy(&line).into_owned()).is_ok())
+        });
+        Self { lines }
+    }
+
+    /// The next one.
+    ///
+    /// # Panics
+    /// When there is none within `limit`.
+    pub fn next(&self, limit: Duration) -> String {
+        self.lines.recv_timeout(limit).unwrap_or_else(|error| panic!("no line within {limit:?}: {error}"))
+    }
+
+    /// What `find` finds in the first line in which it finds something.
+    ///
+    /// # Panics
+    /// When there is no such line within `limit`.
+    pub fn find<T>(&self, limit: Duration, mut find: impl FnMut(&str) -> Option<T>) -> T {
+        let deadline = Instant::now() + limit;
+        loop {
+            let line = self.next(deadline.saturating_duration_since(Instant::now()));
+            if let Some(found) = find(&line) {
+                return found;
+            }
+        }
     }
 }

@@ -8,6 +8,6 @@ mod clients;
 mod site;
 mod wait;
 
-pub use clients::{Outcome, Person, RunningClient};
-pub use site::{Programs, Site, SiteBuilder};
-pub use wait::{eventually, eventually_some};
+pub use clients::{Lines, Outcome, Person, RunningClient, inside};
+pub use site::{Programs, Site, SiteBuilder, ends_with_this_test};
+pub use wait::{eventually, eventually_some, within};

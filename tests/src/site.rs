@@ -1,6 +1,7 @@
 //! One installation: a gateway process with everything of its own.
 
 use crate::{Outcome, Person, eventually};
+use rustix::process::{Pid, Signal};
 use std::{
     fs,
     net::TcpListener,
@@ -51,6 +52,7 @@ pub struct SiteBuilder {
     programs: Programs,
     machine: String,
     sections: Vec<(String, String)>,
+    without: Vec<(String, String)>,
     engine: Option<PathBuf>,
 }
 
@@ -66,6 +68,13 @@ impl SiteBuilder {
     #[must_use]
     pub fn setting(mut self, section: &str, line: &str) -> Self {
         self.sections.push((section.into(), line.into()));
+        self
+    }
+
+    /// Leaves a key out that the site itself sets (`workspace`, `default_need`).
+    #[must_use]
+    pub fn without(mut self, section: &str, key: &str) -> Self {
+        self.without.push((section.into(), key.into()));
         self
     }
 
@@ -93,8 +102,8 @@ impl SiteBuilder {
     pub fn prepare(self) -> Site {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let instance = format!("t{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        // A short path: Unix sockets lie below it.
-        let folder = tempfile::Builder::new().prefix("mlad-").tempdir_in("/tmp").unwrap();
+        // Where scripts/test wants files: under a short path, since Unix sockets lie below it.
+        let folder = tempfile::Builder::new().prefix("site-").tempdir().unwrap();
         let engine = self.engine.unwrap_or_else(|| self.programs.engine.clone());
         let site = Site {
             ssh_port: free_port(),
@@ -109,7 +118,7 @@ impl SiteBuilder {
         symlink(site.programs.folder.join("libnvidia_ml_sim.so"), site.path("nvml.so")).unwrap();
         fs::write(site.path("nvml.so.toml"), &self.machine).unwrap();
         let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        fs::write(site.path("gateway.toml"), site.settings(repository, &self.sections)).unwrap();
+        fs::write(site.path("gateway.toml"), site.settings(repository, &self.sections, &self.without)).unwrap();
         site
     }
 }
@@ -133,6 +142,7 @@ impl Site {
             programs: Programs::from_environment(),
             machine: "driver_version = \"550.54.15\"\n[[gpu]]\nmodel = \"A100-40GB\"\ncount = 8\nmig = true\n".into(),
             sections: Vec::new(),
+            without: Vec::new(),
             engine: None,
         }
     }
@@ -180,10 +190,13 @@ impl Site {
         fs::read_to_string(self.path("gateway.log")).unwrap_or_default()
     }
 
-    /// Resident memory of the gateway process now, in KiB.
-    pub fn gateway_memory_kib(&self) -> u64 {
+    /// Most memory the gateway process has taken since it was started, in KiB.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn gateway_peak_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.gateway_id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
@@ -204,7 +217,7 @@ impl Site {
 
     fn spawn_gateway(&mut self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("gateway.log")).unwrap();
-        let child = Command::new(self.programs.folder.join("mlad-gateway"))
+        let child = ends_with_this_test(&self.programs.folder.join("mlad-gateway"), "KILL")
             .args(["serve", "--config"])
             .arg(self.path("gateway.toml"))
             .env("RUST_LOG", std::env::var("MLAD_TEST_LOG").unwrap_or_else(|_| "info".into()))
@@ -228,9 +241,8 @@ impl Site {
     /// Ends the gateway as an administrator would (SIGTERM), and waits for it.
     pub fn stop_gateway(&mut self) {
         if let Some(mut child) = self.gateway.take() {
-            let id = rustix::process::Pid::from_child(&child);
-            rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
-            child.wait().unwrap();
+            rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+            eventually("the gateway ends when it is told to", START, || child.try_wait().unwrap().is_some());
         }
     }
 
@@ -278,6 +290,27 @@ impl Site {
         names
     }
 
+    /// The slices that its containers see, each with its workload: what the engine says, not the gateway.
+    /// Containers that exist count, whether they run or not.
+    pub fn visible_slices(&self) -> Vec<(String, String)> {
+        let filter = format!("label=mlad.instance={}", self.instance);
+        let ids = self.docker(&["ps", "-aq", "--filter", &filter]).success().text();
+        let ids: Vec<&str> = ids.split_whitespace().collect();
+        if ids.is_empty() {
+            return Vec::new();
+        }
+        // Some may be gone by now; of the others it tells all the same.
+        let containers = self.docker(&[&["inspect"], ids.as_slice()].concat()).json();
+        let of = |container: &serde_json::Value| {
+            let workload = container["Config"]["Labels"]["mlad.workload"].as_str().unwrap().to_owned();
+            let variables = container["Config"]["Env"].as_array().unwrap().iter().filter_map(serde_json::Value::as_str);
+            let devices = variables.filter_map(|line| line.strip_prefix("NVIDIA_VISIBLE_DEVICES=")).next_back();
+            let devices = devices.unwrap_or("void").split(',').filter(|device| *device != "void");
+            devices.map(|device| (workload.clone(), device.to_owned())).collect::<Vec<_>>()
+        };
+        containers.as_array().unwrap().iter().flat_map(of).collect()
+    }
+
     /// The `docker` client on its engine.
     pub fn docker(&self, arguments: &[&str]) -> Outcome {
         let host = format!("unix://{}", self.engine.display());
@@ -290,7 +323,7 @@ impl Site {
         Outcome::of(Command::new(self.programs.folder.join("nvml-sim")).arg("--machine").arg(machine).args(arguments))
     }
 
-    fn settings(&self, repository: &Path, sections: &[(String, String)]) -> String {
+    fn settings(&self, repository: &Path, sections: &[(String, String)], without: &[(String, String)]) -> String {
         let mut parts = vec![
             ("ssh", format!("listen = [\"127.0.0.1:{}\"]", self.ssh_port)),
             ("api", format!("listen = \"127.0.0.1:{}\"", self.api_port)),
@@ -302,6 +335,11 @@ impl Site {
             ("docker", format!("socket = \"{}\"", self.engine.display())),
             ("allocator", "nvml_library = \"nvml.so\"".into()),
         ];
+        for (section, key) in without {
+            if let Some((_, lines)) = parts.iter_mut().find(|(name, _)| name == section) {
+                *lines = others(lines, key).join("\n");
+            }
+        }
         for (section, line) in sections {
             match parts.iter_mut().find(|(name, _)| name == section) {
                 Some((_, lines)) => replace(lines, line),
@@ -324,9 +362,19 @@ impl Site {
 /// Puts a `key = value` line among others; an earlier one of the same key goes.
 fn replace(lines: &mut String, line: &str) {
     let key = line.split('=').next().unwrap_or_default().trim();
-    let kept: Vec<&str> =
-        lines.lines().filter(|old| old.split('=').next().unwrap_or_default().trim() != key).chain([line]).collect();
-    *lines = kept.join("\n");
+    *lines = [others(lines, key), vec![line]].concat().join("\n");
+}
+
+/// The lines that do not set this key.
+fn others<'a>(lines: &'a str, key: &str) -> Vec<&'a str> {
+    lines.lines().filter(|line| line.split('=').next().unwrap_or_default().trim() != key).collect()
+}
+
+/// A program that gets this signal (`KILL`) when the test that starts it is killed (or rather, when its thread is).
+pub fn ends_with_this_test(program: &Path, signal: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", signal, "--"]).arg(program);
+    command
 }
 
 /// A port nobody listens on now.

@@ -1,7 +1,8 @@
 //! Waiting for what must become true.
 
 use std::{
-    thread::sleep,
+    sync::mpsc,
+    thread::{self, sleep},
     time::{Duration, Instant},
 };
 
@@ -29,4 +30,14 @@ pub fn eventually_some<T>(what: &str, limit: Duration, mut look: impl FnMut() ->
         assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
         sleep(PAUSE);
     }
+}
+
+/// Returns what `work` returns: for a read or a wait that has no deadline of its own.
+///
+/// # Panics
+/// When it panics, or does not return within `limit`.
+pub fn within<T: Send + 'static>(what: &str, limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, result) = mpsc::channel();
+    thread::spawn(move || drop(done.send(work())));
+    result.recv_timeout(limit).unwrap_or_else(|error| panic!("not within {limit:?}: {what} ({error})"))
 }

@@ -66,7 +66,6 @@ pub(crate) async fn slow_destroy(host: Host) {
     assert_eq!(waiting(allocator, "w-2-1").await.reason, WaitReason::Repartitioning);
     get(allocator, "w-3-1", "2g.12gb").await;
     assert!(matches!(allocator.state("w-2-1").await.unwrap(), LeaseState::Waiting(_)));
-    assert!(begun.elapsed().as_secs() < 3);
     granted(allocator, "w-2-1").await;
     assert!(begun.elapsed().as_secs() >= 3);
     running.stop().await;

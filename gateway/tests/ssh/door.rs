@@ -12,7 +12,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_and_silence_end_and_harm_nobody() {
-    let site = Site::with_settings("login_grace_seconds = 1").await;
+    let site = Site::with_settings("login_grace_seconds = 3").await;
     let alice = site.person("alice").await;
     let long = vec![b'A'; 100_000];
     for garbage in [
@@ -39,9 +39,9 @@ async fn garbage_and_silence_end_and_harm_nobody() {
     for guest in [&mut silent, &mut dribbling, &mut stuck] {
         let _ = timeout(SOON, guest.read_to_end(&mut Vec::new())).await.expect("the grace time ended it");
     }
-    assert!(begin.elapsed() >= Duration::from_millis(900));
+    assert!(begin.elapsed() >= Duration::from_millis(2900));
     // One who has logged in is not ended by it.
-    assert_eq!(alice.ssh("sleep 1.5; echo still").await.success().text(), "still");
+    assert_eq!(alice.ssh("sleep 4; echo still").await.success().text(), "still");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,7 +171,7 @@ async fn process_ends(pid: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_gives_no_sign_of_life_is_given_up() {
-    let site = Site::with_settings("keepalive_seconds = 1").await;
+    let site = Site::with_settings("keepalive_seconds = 3").await;
     let alice = site.person("alice").await;
     let mark = site.backend.agent.home().join("pid");
     let mut session = alice.start(&["-tt"], &[&format!("echo $$ > {}; echo up; sleep 1000", mark.display())]);
@@ -179,9 +179,9 @@ async fn a_client_that_gives_no_sign_of_life_is_given_up() {
     while !lines.next_line().await.unwrap().unwrap().contains("up") {}
     let pid = std::fs::read_to_string(&mark).unwrap();
     // One that is merely quiet stays.
-    assert_eq!(alice.ssh("sleep 3; echo still").await.success().text(), "still");
+    assert_eq!(alice.ssh("sleep 7; echo still").await.success().text(), "still");
     let client = rustix::process::Pid::from_raw(session.id().unwrap().try_into().unwrap()).unwrap();
     rustix::process::kill_process(client, rustix::process::Signal::STOP).unwrap();
-    timeout(SOON * 3, process_ends(&pid)).await.expect("the client was given up");
+    timeout(SOON * 6, process_ends(&pid)).await.expect("the client was given up");
     session.kill().await.unwrap();
 }

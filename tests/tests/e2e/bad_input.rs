@@ -1,6 +1,6 @@
 //! What comes in wrong gets a clear answer and harms nobody. Case 9 of the first issue.
 
-use mlad_tests::{Outcome, Programs, Site, eventually};
+use mlad_tests::{Outcome, Programs, Site, ends_with_this_test, eventually, within};
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -150,7 +150,8 @@ impl Engine {
 
     fn spawn(&mut self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.join("log")).unwrap();
-        let child = Command::new("dockerd")
+        // Told to end, not killed: it ends its containers first.
+        let child = ends_with_this_test(Path::new("dockerd"), "TERM")
             .arg("--data-root")
             .arg(self.folder.join("data"))
             .arg("--exec-root")
@@ -188,7 +189,8 @@ impl Engine {
         if let Some(mut child) = self.process.take() {
             let id = rustix::process::Pid::from_child(&child);
             let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
-            drop(child.wait());
+            let stops = within("the engine stops", LONG, move || child.wait().is_ok());
+            assert!(stops);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Rows C2–C4, C7: slices among many people. Cases 2 and 3 of the first issue.
 
-use mlad_tests::{Person, RunningClient, Site, eventually, eventually_some};
+use mlad_tests::{Outcome, Person, RunningClient, Site, eventually, eventually_some};
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     io::{BufRead as _, BufReader},
     sync::mpsc,
     thread,
@@ -28,35 +28,40 @@ fn forty_people_ask_for_twenty_four_slices() {
         });
     }
 
-    let mut devices = BTreeSet::new();
-    let mut entered = BTreeSet::new();
+    // Who is in, and with which slice.
+    let mut held = BTreeMap::new();
+    let enter = |held: &mut BTreeMap<usize, String>| {
+        let (number, uuid) = inside.recv_timeout(LONG).expect("the next gets in");
+        assert!(uuid.starts_with("MIG-") && !uuid.contains(','), "one slice: {uuid}");
+        assert!(!held.values().any(|other| *other == uuid), "two people see {uuid}");
+        assert_eq!(held.insert(number, uuid), None);
+    };
     for _ in 0..24 {
-        let (number, uuid) = inside.recv_timeout(LONG).expect("24 of 40 get in");
-        assert!(uuid.starts_with("MIG-"), "{uuid}");
-        assert!(devices.insert(uuid), "two people see the same slice");
-        entered.insert(number);
+        enter(&mut held);
     }
-    assert_eq!(places(&site), (1..=16).collect::<Vec<u64>>(), "16 wait, each with a place of their own");
+    eventually("16 wait, each with a place of their own", LONG, || places(&site) == (1..=16).collect::<Vec<u64>>());
     assert!(inside.try_recv().is_err(), "nobody else is in");
 
     // One leaves: somebody gets in, and everybody behind moves up by one.
-    let first = *entered.first().unwrap();
-    clients[first] = None;
-    site.mlad(&["admin", "stop", &workload_of(&site, &format!("user{:02}", first + 1))]).success();
-    let (next, uuid) = inside.recv_timeout(LONG).expect("the first in line gets in");
-    assert!(!entered.contains(&next) && uuid.starts_with("MIG-"));
+    let mut leave = |held: &mut BTreeMap<usize, String>, number: usize| {
+        clients[number] = None;
+        held.remove(&number).expect("whoever leaves was in");
+        site.mlad(&["admin", "stop", &workload_of(&site, &format!("user{:02}", number + 1))]).success();
+    };
+    let first: Vec<usize> = held.keys().copied().collect();
+    leave(&mut held, first[0]);
+    enter(&mut held);
+    assert!(!held.contains_key(&first[0]), "one of those who waited");
     eventually("15 wait", LONG, || places(&site) == (1..=15).collect::<Vec<u64>>());
 
     // The rest of those who were in leave: all who waited get in.
-    for number in entered.iter().skip(1) {
-        clients[*number] = None;
-        site.mlad(&["admin", "stop", &workload_of(&site, &format!("user{:02}", number + 1))]).success();
+    for number in &first[1..] {
+        leave(&mut held, *number);
     }
-    let mut later = BTreeSet::from([next]);
-    while later.len() < 16 {
-        later.insert(inside.recv_timeout(LONG).expect("everybody gets in").0);
+    while held.len() < 16 {
+        enter(&mut held);
     }
-    assert_eq!(places(&site), Vec::<u64>::new());
+    eventually("nobody waits", LONG, || places(&site).is_empty());
 }
 
 /// Prints the slice, then stays until its standard input ends.
@@ -95,7 +100,7 @@ fn a_full_machine_of_idle_small_slices_is_repartitioned_beside_a_running_neighbo
 
     let big = site.person("big");
     let device = big.ssh_command(&["-o", "SetEnv=MLAD_GPU=3g.20gb"], &["echo $NVIDIA_VISIBLE_DEVICES"]);
-    let device = mlad_tests::Outcome::of(&mut { device }).success().text();
+    let device = Outcome::of(&mut { device }).success().text();
     assert_eq!(slices(&site, "3g.20gb"), [device]);
     assert_eq!(
         neighbour.ssh("echo $NVIDIA_VISIBLE_DEVICES").success().text(),
@@ -126,9 +131,7 @@ fn whoever_waits_without_a_terminal_waits_silently_and_gives_the_place_back_when
     eventually("the second waits again", Duration::from_secs(30), || places(&site) == [1]);
     site.mlad(&["admin", "stop", &workload_of(&site, "holder")]).success();
     let mut waiting = waiting;
-    let mut line = String::new();
-    BufReader::new(waiting.child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "in\n");
+    assert_eq!(waiting.lines().next(LONG), "in");
 }
 
 #[test]
@@ -165,12 +168,11 @@ fn impossible_needs_are_refused_at_once_with_what_would_fit() {
     let site = Site::start();
     let alice = site.person("alice");
     for need in ["9g.99gb", "500G"] {
-        let outcome =
-            mlad_tests::Outcome::of(&mut alice.ssh_command(&["-o", &format!("SetEnv=MLAD_GPU={need}")], &["true"]));
+        let outcome = Outcome::of(&mut alice.ssh_command(&["-o", &format!("SetEnv=MLAD_GPU={need}")], &["true"]));
         assert_eq!(outcome.code, 2, "{}", outcome.stderr);
         assert!(outcome.stderr.contains("7g.40gb"), "says what would fit: {}", outcome.stderr);
     }
-    let by_memory = mlad_tests::Outcome::of(&mut alice.ssh_command(&["-o", "SetEnv=MLAD_GPU=9G"], &["true"])).success();
+    let by_memory = Outcome::of(&mut alice.ssh_command(&["-o", "SetEnv=MLAD_GPU=9G"], &["true"])).success();
     assert!(by_memory.stderr.is_empty());
     let who = site.mlad_json(&["who"]);
     assert_eq!(who["leases"][0]["profile"], "1g.10gb", "the smallest with that much");

@@ -46,6 +46,7 @@ fn a_killed_gateway_loses_nothing_and_runs_nothing_twice() {
         assert_eq!(&person.ssh("ls /tmp/kept >&2; hostname").success().text(), host, "the same workspace as before");
     }
     no_slice_has_two_holders(&site);
+    assert_eq!(site.visible_slices().len(), 5, "each of the five sees a slice");
 
     fs::write(site.data("home/user1/go"), "").unwrap();
     eventually("all jobs have succeeded", LONG, || {
@@ -73,6 +74,7 @@ fn states(site: &Site) -> BTreeMap<String, usize> {
     })
 }
 
+/// Neither by the ledger nor by what the containers see.
 fn no_slice_has_two_holders(site: &Site) {
     let who = site.mlad_json(&["who"]);
     let mut seen = BTreeSet::new();
@@ -80,6 +82,11 @@ fn no_slice_has_two_holders(site: &Site) {
         for uuid in lease["uuids"].as_array().unwrap() {
             assert!(seen.insert(uuid.as_str().unwrap().to_owned()), "{uuid} is held twice: {who}");
         }
+    }
+    let mut holders = BTreeMap::new();
+    for (workload, uuid) in site.visible_slices() {
+        let other = holders.insert(uuid.clone(), workload.clone());
+        assert_eq!(other, None, "{workload} sees {uuid} as well");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Rows E1, E2, L1: jobs from a container. Case 5 of the first issue.
 
-use mlad_tests::{Site, eventually};
-use std::{fs, io::Read as _, time::Duration};
+use mlad_tests::{Site, eventually, inside};
+use std::{fs, io::Write as _, time::Duration};
 
 const LONG: Duration = Duration::from_secs(120);
 
@@ -12,22 +12,22 @@ fn a_job_goes_from_the_queue_to_its_results() {
     let script = "import os, sys\nprint('device', os.environ['NVIDIA_VISIBLE_DEVICES'])\n\
                   open(os.environ['MLAD_ARTIFACTS'] + '/model', 'w').write('weights')\nprint('to stderr', file=sys.stderr)\nsys.exit(3)\n";
     alice.ssh_with_input("cat > train.py", script.as_bytes()).success();
-    let outcome = alice.ssh("mlad run --gpu 2g.10gb -- python3 -u train.py").exits(3);
+    let outcome = alice.ssh_inside("mlad run --gpu 2g.10gb -- python3 -u train.py").exits(3);
     assert!(outcome.text().starts_with("device MIG-") && outcome.text().ends_with("to stderr"), "{}", outcome.text());
-    assert_eq!(alice.ssh("mlad wait 1").exits(3).text(), "");
-    alice.ssh("mlad get 1 results").success();
+    assert_eq!(alice.ssh_inside("mlad wait 1").exits(3).text(), "");
+    alice.ssh_inside("mlad get 1 results").success();
     assert_eq!(alice.ssh("cat results/model .mlad/jobs/1/artifacts/model").success().text(), "weightsweights");
-    let job = &alice.ssh("mlad ps --all --json").success().json()["jobs"][0];
+    let job = &alice.ssh_inside("mlad ps --all --json").success().json()["jobs"][0];
     assert_eq!((job["state"].as_str(), job["exit_code"].as_i64()), (Some("failed"), Some(3)));
-    assert_eq!(alice.ssh("mlad logs 1").success().text(), outcome.text());
-    eventually("its container is gone", LONG, || site.containers().iter().all(|name| !name.starts_with("j-")));
+    assert_eq!(alice.ssh_inside("mlad logs 1").success().text(), outcome.text());
+    eventually("its container is gone", LONG, || site.containers() == ["w-1-1"]);
 }
 
 #[test]
 fn a_hundred_megabytes_of_output_lose_no_byte() {
     let site = Site::start();
     let alice = site.person("alice");
-    let outcome = alice.ssh("mlad run --gpu cpu -- sh -c 'yes 0123456789abcde | head -c 100000000'").success();
+    let outcome = alice.ssh_inside("mlad run --gpu cpu -- sh -c 'yes 0123456789abcde | head -c 100000000'").success();
     assert_eq!(outcome.stdout.len(), 100_000_000);
     assert!(outcome.stdout.chunks(16).all(|line| line == b"0123456789abcde\n"));
 }
@@ -36,30 +36,29 @@ fn a_hundred_megabytes_of_output_lose_no_byte() {
 fn control_c_cancels_the_job() {
     let site = Site::start();
     let alice = site.person("alice");
-    let mut client = alice.start(&["-tt"], &["mlad run --gpu cpu -- sh -c 'echo begun; sleep 1000'"]);
-    let mut out = client.child.stdout.take().unwrap();
-    let mut seen = Vec::new();
-    while !String::from_utf8_lossy(&seen).contains("begun") {
-        let mut byte = [0];
-        assert_eq!(out.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&seen));
-        seen.push(byte[0]);
+    let run = "mlad run --gpu cpu -- sh -c 'echo begun; sleep 1000'";
+    // In the container's terminal, and where the gateway answers without a container.
+    for (number, command) in [inside(run), run.to_owned()].iter().enumerate() {
+        let mut client = alice.start(&["-tt"], &[command]);
+        client.lines().find(LONG, |line| line.contains("begun").then_some(()));
+        client.child.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
+        assert_eq!(client.ends(LONG), Some(130), "{command}");
+        let jobs = alice.ssh("mlad ps --all --json").success().json();
+        let jobs = jobs["jobs"].as_array().unwrap();
+        assert_eq!(jobs.len(), number + 1);
+        assert!(jobs.iter().all(|job| job["state"] == "cancelled"), "{command}: {jobs:?}");
     }
-    std::io::Write::write_all(client.child.stdin.as_mut().unwrap(), b"\x03").unwrap();
-    let status = client.child.wait().unwrap();
-    assert_eq!(status.code(), Some(130));
-    let job = &alice.ssh("mlad ps --all --json").success().json()["jobs"][0];
-    assert_eq!(job["state"], "cancelled");
-    eventually("nothing is left", LONG, || site.containers().iter().all(|name| !name.starts_with("j-")));
+    eventually("nothing is left", LONG, || site.containers() == ["w-1-1"]);
 }
 
 #[test]
 fn a_job_killed_for_its_memory_or_its_time_says_so() {
     let site = Site::start();
     let alice = site.person("alice");
-    let outcome = alice.ssh("mlad run --gpu cpu --memory 64M -- python3 -c 'x = bytearray(1 << 30)'");
+    let outcome = alice.ssh_inside("mlad run --gpu cpu --memory 64M -- python3 -c 'x = bytearray(1 << 30)'");
     assert_ne!(outcome.code, 0);
     assert!(outcome.stderr.contains("OutOfMemory") && outcome.stderr.contains("--memory"), "{}", outcome.stderr);
-    let outcome = alice.ssh("mlad run --gpu cpu --time 2s -- sleep 1000");
+    let outcome = alice.ssh_inside("mlad run --gpu cpu --time 2s -- sleep 1000");
     assert_ne!(outcome.code, 0);
     assert!(outcome.stderr.contains("TimeLimit"), "{}", outcome.stderr);
 }
@@ -96,6 +95,7 @@ fn commands_answer_without_a_container() {
     let site = Site::start();
     let alice = site.person("alice");
     assert_eq!(alice.ssh("mlad ps --json").success().json()["jobs"].as_array().unwrap().len(), 0);
+    assert_eq!(alice.ssh("mlad run --gpu cpu -- sh -c 'echo out; exit 4'").exits(4).text(), "out");
     let id = alice.ssh("mlad submit --gpu cpu -- sh -c 'echo kept > $MLAD_ARTIFACTS/f'").success().text();
     alice.ssh(&format!("mlad wait {id}")).success();
     alice.ssh(&format!("mlad get {id} from-outside")).success();

@@ -1,0 +1,16 @@
+//! The end-to-end tests, by what a person does. One program, so that it is linked once and its tests take turns.
+//!
+//! `scripts/test e2e` runs them; `stalls` apart from the others.
+
+mod api;
+mod bad_input;
+mod crash;
+mod files;
+mod jobs;
+mod login;
+mod manual;
+mod people;
+mod slices;
+mod stalls;
+mod tools;
+mod waiting;
