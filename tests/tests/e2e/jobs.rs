@@ -4,6 +4,8 @@ use mlad_tests::{Site, eventually, inside};
 use std::{fs, io::Write as _, time::Duration};
 
 const LONG: Duration = Duration::from_secs(120);
+/// Longest time from a word in the log to its line on the screen, on a busy machine; the client asks again after 50 s.
+const LIVE: Duration = Duration::from_secs(30);
 
 #[test]
 fn a_job_goes_from_the_queue_to_its_results() {
@@ -21,6 +23,24 @@ fn a_job_goes_from_the_queue_to_its_results() {
     assert_eq!((job["state"].as_str(), job["exit_code"].as_i64()), (Some("failed"), Some(3)));
     assert_eq!(alice.ssh_inside("mlad logs 1").success().text(), outcome.text());
     eventually("its container is gone", LONG, || site.containers() == ["w-1-1"]);
+}
+
+/// What comes only with the job's end, or with the next of the client's questions, is not live.
+#[test]
+fn output_comes_while_the_job_runs() {
+    let site = Site::start();
+    let alice = site.person("alice");
+    let steps = "sh -c 'for step in 1 2 3; do echo step $step; while [ ! -e go$step ]; do sleep 0.1; done; done'";
+    let mut client = alice.start(&[], &[&inside(&format!("mlad run --gpu cpu -- {steps}"))]);
+    let lines = client.lines();
+    let log = site.data("home/alice/.mlad/jobs/1/log");
+    for step in 1..=3 {
+        let said = format!("step {step}");
+        eventually("the job has said it", LONG, || fs::read_to_string(&log).is_ok_and(|log| log.contains(&said)));
+        assert_eq!(lines.next(LIVE), said);
+        fs::write(site.data(&format!("home/alice/go{step}")), "").unwrap();
+    }
+    assert_eq!(client.ends(LONG), Some(0));
 }
 
 #[test]
