@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tempfile::TempDir;
 
@@ -323,6 +323,23 @@ impl Site {
         Outcome::of(Command::new(self.programs.folder.join("nvml-sim")).arg("--machine").arg(machine).args(arguments))
     }
 
+    /// Removes containers and network; whether the network is gone, which it is not before its containers.
+    fn nothing_at_engine(&self, filter: &str) -> bool {
+        let ids = self.docker(&["ps", "-aq", "--filter", filter]).text();
+        let ids: Vec<&str> = ids.split_whitespace().collect();
+        if !ids.is_empty() {
+            self.docker(&[&["rm", "-f"], ids.as_slice()].concat());
+        }
+        // An engine that removes a container while it starts can forget to take it off the network.
+        let names = "{{range .Containers}}{{.Name}} {{end}}";
+        for name in self.docker(&["network", "inspect", "-f", names, &self.instance]).text().split_whitespace() {
+            self.docker(&["network", "disconnect", "-f", &self.instance, name]);
+        }
+        self.docker(&["network", "rm", &self.instance]);
+        let left = self.docker(&["network", "ls", "-q", "--filter", &format!("name=^{}$", self.instance)]);
+        left.code != 0 || left.text().is_empty()
+    }
+
     fn settings(&self, repository: &Path, sections: &[(String, String)], without: &[(String, String)]) -> String {
         let mut parts = vec![
             ("ssh", format!("listen = [\"127.0.0.1:{}\"]", self.ssh_port)),
@@ -392,12 +409,9 @@ impl Drop for Site {
         }
         self.kill_gateway();
         let filter = format!("label=mlad.instance={}", self.instance);
-        let ids = self.docker(&["ps", "-aq", "--filter", &filter]).text();
-        let ids: Vec<&str> = ids.split_whitespace().collect();
-        if !ids.is_empty() {
-            self.docker(&[&["rm", "-f"], ids.as_slice()].concat());
-        }
-        self.docker(&["network", "rm", &self.instance]);
+        // The engine may still be at what the gateway last asked of it: again, until nothing is left.
+        let deadline = Instant::now() + START;
+        while !self.nothing_at_engine(&filter) && Instant::now() < deadline {}
         let table = format!("mlad_{}", self.instance);
         for family in ["inet", "bridge"] {
             Outcome::of(Command::new("nft").args(["delete", "table", family, &table]));
