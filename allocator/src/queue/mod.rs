@@ -9,6 +9,7 @@ mod text;
 
 pub(crate) use ahead::after;
 pub use ahead::{LOOK_AHEAD, estimates};
+pub(crate) use text::TROUBLES;
 pub use text::{Facts, explain};
 
 use crate::{
@@ -16,7 +17,10 @@ use crate::{
     geometry::Resolution,
     placement::{Plan, Policy, Pool, plan},
 };
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 /// A waiting request, as the queue sees it.
 #[derive(Debug, Clone)]
@@ -101,17 +105,34 @@ pub enum Block {
     NoGpu,
 }
 
-/// Goes through the waiting requests in order and grants what can be, reserving it in `pool` and `holdings`.
-/// Ends early where nobody behind can be granted a slice; requests for none are to be granted beforehand.
+/// Goes through the waiting requests in order and grants what can be, reserving it in `pool` and `holdings`,
+/// until nothing more can be. Ends early where nobody behind can be granted a slice; requests for none are to be
+/// granted beforehand.
 pub fn schedule<'a>(
-    entries: impl IntoIterator<Item = &'a Entry>,
+    entries: impl IntoIterator<Item = &'a Entry> + Clone,
     holdings: &mut Holdings,
     pool: &mut Pool,
     policy: &dyn Policy,
 ) -> Vec<(u64, Option<Plan>)> {
     let mut grants = Vec::new();
+    while pass(entries.clone(), &mut grants, holdings, pool, policy) {}
+    grants
+}
+
+/// Goes through the line once. True if it is to be gone through again: what was granted to somebody who waits
+/// further ahead for something else may be all that their limits allow, and what was kept for them is free then.
+fn pass<'a>(
+    entries: impl IntoIterator<Item = &'a Entry>,
+    grants: &mut Vec<(u64, Option<Plan>)>,
+    holdings: &mut Holdings,
+    pool: &mut Pool,
+    policy: &dyn Policy,
+) -> bool {
+    let granted: HashSet<u64> = grants.iter().map(|(seq, _)| *seq).collect();
+    let mut ahead: HashSet<Arc<str>> = HashSet::new();
+    let mut again = false;
     let mut line = Line::new(pool);
-    for entry in entries {
+    for entry in entries.into_iter().filter(|entry| !granted.contains(&entry.seq)) {
         if line.is_closed(pool) {
             break;
         }
@@ -120,13 +141,18 @@ pub fn schedule<'a>(
                 if let Some(plan) = &plan {
                     pool.reserve(plan);
                     holdings.add(&entry.user, memory_of(pool, plan));
+                    again |= ahead.contains(&entry.user);
                 }
                 grants.push((entry.seq, plan));
             }
-            Verdict::Wait(block) => line.keep(entry, block, pool),
+            Verdict::Wait(block) => {
+                if line.keep(entry, block, holdings, pool) && entry.limits != Limits::default() {
+                    ahead.insert(Arc::clone(&entry.user));
+                }
+            }
         }
     }
-    grants
+    again
 }
 
 /// Why requests wait: worked out once for all of them, after [`schedule`], as far as the line is open; what
@@ -151,7 +177,7 @@ impl Outlook {
                 break;
             }
             let block = line.block(entry, holdings, pool, policy);
-            line.keep(entry, block, pool);
+            line.keep(entry, block, holdings, pool);
             judged.insert(entry.seq, block);
         }
         Self { judged, line }
@@ -196,11 +222,12 @@ impl Line {
             return Verdict::Grant(None);
         }
         let (mut serves, mut allowed, mut usable, mut open, mut ahead) = (false, false, false, false, None);
-        let allows = |memory| holdings.allow(&entry.user, entry.limits, memory);
         for (gpu, kept) in self.kept_for.iter().enumerate() {
-            let Some(memory) = memory_on(pool, gpu, wanted) else { continue };
-            serves = true;
-            allowed |= allows(memory);
+            serves |= memory_on(pool, gpu, wanted).is_some();
+            if !may_have(entry, wanted, gpu, holdings, pool) {
+                continue;
+            }
+            allowed = true;
             if pool.gpus.get(gpu).is_some_and(|space| space.usable) {
                 usable = true;
                 open |= kept.is_none();
@@ -214,8 +241,8 @@ impl Line {
             (true, true, true) => {}
         }
         let kept = |gpu: usize| self.kept_for.get(gpu).is_some_and(Option::is_some);
-        let within = |gpu: usize| memory_on(pool, gpu, wanted).is_some_and(allows);
-        let plan = if open { plan(pool, wanted, policy, |gpu| !kept(gpu) && within(gpu)) } else { None };
+        let may = |gpu: usize| !kept(gpu) && may_have(entry, wanted, gpu, holdings, pool);
+        let plan = if open { plan(pool, wanted, policy, may) } else { None };
         match (plan, ahead) {
             (Some(plan), _) => Verdict::Grant(Some(plan)),
             (None, Some(seq)) => Verdict::Wait(Block::Behind(seq)),
@@ -232,18 +259,27 @@ impl Line {
         }
     }
 
-    /// Keeps every GPU that could serve a request for it, if it waits for space.
-    fn keep(&mut self, entry: &Entry, block: Block, pool: &Pool) {
+    /// Keeps every GPU that could serve a request for it, if it waits for space. Not one that its user's limits
+    /// forbid it: nobody would be served from that. True if one is kept for it now that was not for another.
+    fn keep(&mut self, entry: &Entry, block: Block, holdings: &Holdings, pool: &Pool) -> bool {
         if matches!(block, Block::Quota | Block::Preparing) {
-            return;
+            return false;
         }
-        let Some(wanted) = &entry.wanted else { return };
+        let Some(wanted) = &entry.wanted else { return false };
+        let mut keeps = false;
         for (gpu, kept) in self.kept_for.iter_mut().enumerate() {
-            if memory_on(pool, gpu, wanted).is_some() {
-                kept.get_or_insert(entry.seq);
+            if kept.is_none() && may_have(entry, wanted, gpu, holdings, pool) {
+                *kept = Some(entry.seq);
+                keeps = true;
             }
         }
+        keeps
     }
+}
+
+/// Whether a GPU serves a request, and its user's limits allow what it would get there.
+fn may_have(entry: &Entry, wanted: &Resolution, gpu: usize, holdings: &Holdings, pool: &Pool) -> bool {
+    memory_on(pool, gpu, wanted).is_some_and(|memory| holdings.allow(&entry.user, entry.limits, memory))
 }
 
 /// Memory in MiB of what would serve on a GPU; none if nothing does.

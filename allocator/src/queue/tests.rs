@@ -6,6 +6,7 @@ use crate::{
 use jiff::Timestamp;
 use mlad::api::WaitReason;
 use proptest::prelude::*;
+use std::collections::VecDeque;
 
 fn pool(gpus: usize) -> Pool {
     Pool { models: vec![Arc::new(facts::model("A100-40GB"))], gpus: (0..gpus).map(|_| Space::empty(0)).collect() }
@@ -96,35 +97,117 @@ fn estimates_follow_the_known_ends() {
     assert_eq!(told, [Some(time(300)), Some(time(500)), None], "nobody knows when d ends");
 }
 
+/// An A100 and an A30.
+fn two_models() -> Pool {
+    let mut pool = pool(1);
+    pool.models.push(Arc::new(facts::model("A30-24GB")));
+    pool.gpus.push(Space::empty(1));
+    pool
+}
+
+#[test]
+fn a_gpu_that_its_own_limits_forbid_somebody_is_not_kept_for_them() {
+    let mut pool = two_models();
+    let mut holdings = Holdings::default();
+    let limits = Limits { slices: None, gpu_memory_mib: Some(30 << 10) };
+    let entries = [
+        entry(&pool, 1, "a", "4g.24gb"),
+        // A whole A30 is within the limits, a whole A100 is not.
+        Entry { limits, ..entry(&pool, 2, "b", "gpu") },
+        entry(&pool, 3, "c", "1g.5gb"),
+        entry(&pool, 4, "d", "1g.6gb"),
+    ];
+    assert_eq!(granted(&entries, &mut holdings, &mut pool), [1, 3]);
+    let waiting = [entries[1].clone(), entries[3].clone()];
+    let blocks = blocks(&waiting, &holdings, &pool, &ExpectedLoss::default());
+    assert_eq!(blocks, [Block::Space, Block::Behind(2)]);
+}
+
+#[test]
+fn what_was_kept_for_one_whose_limits_are_reached_meanwhile_is_granted_to_others() {
+    let mut pool = two_models();
+    let mut holdings = Holdings::default();
+    let limits = Limits { slices: Some(1), gpu_memory_mib: None };
+    let entries = [
+        entry(&pool, 1, "a", "3g.20gb"),
+        Entry { limits, ..entry(&pool, 2, "b", "7g.40gb") },
+        entry(&pool, 3, "c", "1g.5gb"),
+        // With this b holds all that b may, and waits for the A100 no longer.
+        Entry { limits, ..entry(&pool, 4, "b", "1g.6gb") },
+    ];
+    assert_eq!(granted(&entries, &mut holdings, &mut pool), [1, 4, 3]);
+}
+
+/// User, need, and the user's limits: slices and GiB.
+type Asked = (usize, usize, Option<u32>, Option<u64>);
+
 proptest! {
-    /// Any waiting requests on any pool: no user over the limits, nobody behind is served from a GPU that
-    /// somebody ahead waits for, and what is scheduled leaves nothing schedulable.
+    /// Any waiting requests, by users with any limits, on two models: the line is gone through again slowly,
+    /// and at each request what was decided is what had to be. Nobody gets what their limits forbid, nobody is
+    /// served from a GPU that somebody ahead waits for, nobody waits who could be served, and no GPU is kept for
+    /// somebody whose limits forbid it.
     #[test]
     fn the_line_is_fair(
-        asked in prop::collection::vec((0usize..4, 0usize..7, prop::option::of(0u32..4)), 1..40),
+        asked in prop::collection::vec(
+            (0usize..4, 0usize..64, prop::option::of(0u32..4), prop::option::of(0u64..60)),
+            1..40,
+        ),
     ) {
-        let mut pool = pool(2);
-        let names: Vec<String> = pool.models[0].profiles().iter().map(|p| p.name.clone()).collect();
-        let entries: Vec<Entry> = asked.iter().enumerate().map(|(seq, (user, which, most))| Entry {
-            limits: Limits { slices: *most, gpu_memory_mib: None },
-            ..entry(&pool, seq as u64, ["a", "b", "c", "d"][*user], &names[which % names.len()])
-        }).collect();
-        let mut holdings = Holdings::default();
-        let policy = ExpectedLoss::default();
-        let grants: Vec<u64> = granted(&entries, &mut holdings, &mut pool);
-        for entry in entries.iter().filter(|entry| grants.contains(&entry.seq)) {
-            if let Some(most) = entry.limits.slices {
-                let before = entries.iter().filter(|e| e.seq <= entry.seq && e.user == entry.user);
-                let held = before.filter(|e| grants.contains(&e.seq)).count();
-                prop_assert!(held <= most as usize);
+        let mut pool = two_models();
+        pool.gpus.push(Space::empty(0));
+        let mut needs: Vec<String> =
+            pool.models.iter().flat_map(|model| model.profiles()).map(|profile| profile.name.clone()).collect();
+        needs.extend(["gpu", "5G", "10G", "20G"].map(str::to_owned));
+        let of = |(seq, (user, which, slices, gib)): (usize, &Asked)| Entry {
+            limits: Limits { slices: *slices, gpu_memory_mib: gib.map(|gib| gib << 10) },
+            ..entry(&pool, seq as u64, ["a", "b", "c", "d"][*user], &needs[which % needs.len()])
+        };
+        let entries: Vec<Entry> = asked.iter().enumerate().map(of).collect();
+        let (mut holdings, policy) = (Holdings::default(), ExpectedLoss::default());
+        let (mut space, mut held) = (pool.clone(), Holdings::default());
+        let grants = schedule(&entries, &mut holdings, &mut pool, &policy);
+        let mut left: VecDeque<_> = grants.iter().cloned().collect();
+        let mut served: Vec<u64> = Vec::new();
+        loop {
+            let before = served.len();
+            let mut kept: Vec<Option<u64>> = vec![None; space.gpus.len()];
+            for entry in &entries {
+                if served.contains(&entry.seq) {
+                    continue;
+                }
+                let wanted = entry.wanted.as_ref().unwrap();
+                let (slices, memory) = held.of(&entry.user);
+                let may_have = |gpu: usize| {
+                    let more = memory_on(&space, gpu, wanted)?;
+                    let Limits { slices: most, gpu_memory_mib } = entry.limits;
+                    let within = most.is_none_or(|most| slices < most)
+                        && gpu_memory_mib.is_none_or(|most| memory + more <= most);
+                    within.then_some(gpu)
+                };
+                let may: Vec<usize> = (0..space.gpus.len()).filter_map(may_have).collect();
+                let next = left.front().filter(|(seq, _)| *seq == entry.seq).map(|(_, plan)| plan.clone().unwrap());
+                // One that is kept now may be free when the line is gone through again.
+                if let Some(plan) = next.filter(|plan| kept[plan.gpu].is_none()) {
+                    prop_assert!(may.contains(&plan.gpu), "{entry:?} is over its limits");
+                    left.pop_front();
+                    held.add(&entry.user, memory_of(&space, &plan));
+                    space.reserve(&plan);
+                    served.push(entry.seq);
+                    continue;
+                }
+                for gpu in may {
+                    let open = kept[gpu].is_none();
+                    prop_assert!(!open || plan(&space, wanted, &policy, |at| at == gpu).is_none(), "{entry:?} waits");
+                    kept[gpu].get_or_insert(entry.seq);
+                }
+            }
+            if served.len() == before {
+                break;
             }
         }
-        let waiting: Vec<Entry> = entries.into_iter().filter(|entry| !grants.contains(&entry.seq)).collect();
+        prop_assert!(left.is_empty(), "overtakes: {left:?}");
+        let waiting: Vec<Entry> = entries.into_iter().filter(|entry| !served.contains(&entry.seq)).collect();
         let blocks = blocks(&waiting, &holdings, &pool, &policy);
         prop_assert!(!blocks.contains(&Block::Preparing), "something could still be granted");
-        if let Some(at) = blocks.iter().position(|block| *block == Block::Space) {
-            let overtook = grants.iter().any(|seq| *seq > waiting[at].seq);
-            prop_assert!(!overtook, "overtaken although it waits for space");
-        }
     }
 }

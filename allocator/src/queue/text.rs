@@ -4,7 +4,7 @@ use super::{Block, Entry, Holdings};
 use mlad::api::{Need, WaitReason};
 
 /// The most troubles that are told at once.
-const TROUBLES: usize = 3;
+pub(crate) const TROUBLES: usize = 3;
 
 /// What there is to tell of one waiting request.
 #[derive(Debug, Clone, Copy)]
