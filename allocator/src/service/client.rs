@@ -2,7 +2,7 @@
 
 use super::{
     Token,
-    wire::{HOLD, LONGEST_ANSWER, Renew, Resolve, Revoke, TAKE, Version},
+    wire::{HOLD, LONGEST_ANSWER, Refusal, Renew, Resolve, Revoke, TAKE, Version},
 };
 use crate::{Allocate, AllocatorError, LeaseRequest, LeaseState, Resolved, is_workload_name};
 use async_trait::async_trait;
@@ -113,7 +113,10 @@ impl HttpAllocator {
         match serde_json::from_slice::<AllocatorError>(&body) {
             Ok(error) => Err(error),
             Err(_) if status == StatusCode::UNAUTHORIZED => Err(self.unreachable("it does not take our token")),
-            Err(_) => Err(self.unreachable(&format!("it answers {status}"))),
+            Err(_) => Err(self.unreachable(&match serde_json::from_slice::<Refusal<'_>>(&body) {
+                Ok(Refusal { detail, .. }) => format!("it answers {status}: {detail}"),
+                Err(_) => format!("it answers {status}"),
+            })),
         }
     }
 

@@ -1,11 +1,14 @@
 //! The server.
 
-use super::wire::{self, HOLD, LONGEST_CALL, Renew, Resolve, Revoke, TAKE, Version};
+use super::wire::{self, HOLD, LONGEST_CALL, Refusal, Renew, Resolve, Revoke, TAKE, Version};
 use crate::{Allocate, AllocatorError, LeaseRequest};
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State, rejection::JsonRejection},
-    http::{StatusCode, header},
+    extract::{
+        DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State,
+        rejection::{JsonRejection, PathRejection, QueryRejection},
+    },
+    http::{StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -18,7 +21,8 @@ use hyper_util::{
 };
 use serde::Serialize;
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     net::SocketAddr,
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{self, PathBuf},
@@ -76,10 +80,22 @@ impl Token {
     /// Reads the token from a file; white space around it does not count.
     ///
     /// # Errors
-    /// [`AllocatorError::Settings`] when it cannot be read or is too short to be a secret.
+    /// [`AllocatorError::Settings`] when it cannot be read, when others than its owner can read or change it, or
+    /// when it is too short to be a secret.
     pub fn read(path: &path::Path) -> Result<Self, AllocatorError> {
         let wrong = |why: String| AllocatorError::Settings(format!("the token file {}: {why}", path.display()));
-        let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+        let failed = |error: io::Error| wrong(error.to_string());
+        let file = fs::File::open(path).map_err(failed)?;
+        let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            let why = "who can read it can take every slice";
+            return Err(wrong(format!(
+                "others than its owner have access to it (mode {mode:04o}), and {why}; chmod 600 it"
+            )));
+        }
+        let mut text = String::new();
+        // A token has one line; more than this is another kind of file.
+        file.take(4096).read_to_string(&mut text).map_err(failed)?;
         let token = text.trim();
         if token.len() < Self::SHORTEST || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(wrong(format!("it has to hold at least {} visible ASCII characters", Self::SHORTEST)));
@@ -225,6 +241,8 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/map", get(map))
         .layer(middleware::from_fn(bounded))
         .route("/v1/changed", get(changed))
+        .method_not_allowed_fallback(|| async { refused(StatusCode::METHOD_NOT_ALLOWED, Refusal::NO_SUCH_CALL) })
+        .fallback(|| async { refused(StatusCode::NOT_FOUND, Refusal::NO_SUCH_CALL) })
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), authorised));
     // Without a token: says only that somebody is there.
     calls.route("/healthz", get(|| async { "ok" })).layer(DefaultBodyLimit::max(LONGEST_CALL)).with_state(shared)
@@ -234,7 +252,8 @@ async fn authorised(State(shared): State<Arc<Shared>>, request: Request, next: N
     match &shared.token {
         Some(token) if !token.is_shown_by(&request) => {
             tracing::warn!(path = request.uri().path(), "a caller without the token was turned away");
-            (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")]).into_response()
+            let refusal = refused(StatusCode::UNAUTHORIZED, Refusal::NO_TOKEN);
+            ([(header::WWW_AUTHENTICATE, "Bearer")], refusal).into_response()
         }
         _ => next.run(request).await,
     }
@@ -243,8 +262,13 @@ async fn authorised(State(shared): State<Arc<Shared>>, request: Request, next: N
 async fn bounded(request: Request, next: Next) -> Response {
     match timeout(TAKE, next.run(request)).await {
         Ok(response) => response,
-        Err(_) => StatusCode::REQUEST_TIMEOUT.into_response(),
+        Err(_) => refused(StatusCode::REQUEST_TIMEOUT, Refusal::LATE),
     }
+}
+
+/// An answer that is not the allocator's, but of the same form.
+fn refused(status: StatusCode, refusal: Refusal<'_>) -> Response {
+    (status, Json(refusal)).into_response()
 }
 
 type Answer<T> = Result<Json<T>, Failed>;
@@ -274,6 +298,30 @@ impl<T: serde::de::DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> 
     }
 }
 
+/// What the path names, likewise.
+struct Name(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = Failed;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failed> {
+        let wrong = |rejection: PathRejection| Failed(AllocatorError::Invalid(rejection.body_text()));
+        Path::from_request_parts(parts, state).await.map(|Path(name)| Self(name)).map_err(wrong)
+    }
+}
+
+/// The version seen, likewise.
+struct Seen(u64);
+
+impl<S: Send + Sync> FromRequestParts<S> for Seen {
+    type Rejection = Failed;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failed> {
+        let wrong = |rejection: QueryRejection| Failed(AllocatorError::Invalid(rejection.body_text()));
+        Query::from_request_parts(parts, state).await.map(|Query(Version { seen })| Self(seen)).map_err(wrong)
+    }
+}
+
 type Us = State<Arc<Shared>>;
 
 async fn resolve(State(us): Us, Body(body): Body<Resolve>) -> Answer<crate::Resolved> {
@@ -284,19 +332,19 @@ async fn request(State(us): Us, Body(request): Body<LeaseRequest>) -> Answer<cra
     told(us.allocator.request(&request).await)
 }
 
-async fn state(State(us): Us, Path(workload): Path<String>) -> Answer<crate::LeaseState> {
+async fn state(State(us): Us, Name(workload): Name) -> Answer<crate::LeaseState> {
     told(us.allocator.state(&workload).await)
 }
 
-async fn renew(State(us): Us, Path(workload): Path<String>, Body(body): Body<Renew>) -> Answer<mlad::api::Lease> {
+async fn renew(State(us): Us, Name(workload): Name, Body(body): Body<Renew>) -> Answer<mlad::api::Lease> {
     told(us.allocator.renew(&workload, body.fence).await)
 }
 
-async fn release(State(us): Us, Path(workload): Path<String>) -> Answer<()> {
+async fn release(State(us): Us, Name(workload): Name) -> Answer<()> {
     told(us.allocator.release(&workload).await)
 }
 
-async fn revoke(State(us): Us, Path(workload): Path<String>, Body(body): Body<Revoke>) -> Answer<()> {
+async fn revoke(State(us): Us, Name(workload): Name, Body(body): Body<Revoke>) -> Answer<()> {
     told(us.allocator.revoke(&workload, &body.reason, body.free).await)
 }
 
@@ -312,7 +360,7 @@ async fn map(State(us): Us) -> Answer<mlad::api::GpuMap> {
     told(us.allocator.map().await)
 }
 
-async fn changed(State(us): Us, Query(Version { seen }): Query<Version>) -> Answer<Version> {
+async fn changed(State(us): Us, Seen(seen): Seen) -> Answer<Version> {
     tokio::select! {
         // Ended rather than held: the client asks again, and finds who serves then.
         () = us.stop.cancelled() => told(Ok(Version { seen })),

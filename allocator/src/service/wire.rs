@@ -43,6 +43,24 @@ pub(super) struct Version {
     pub(super) seen: u64,
 }
 
+/// A refusal that is not the allocator's own: of the form of its errors, and with other kinds.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Refusal<'a> {
+    pub(super) kind: &'a str,
+    pub(super) detail: &'a str,
+}
+
+impl Refusal<'static> {
+    /// With 401.
+    pub(super) const NO_TOKEN: Self =
+        Self { kind: "no-token", detail: "the call does not show the token (Authorization: Bearer TOKEN)" };
+    /// With 408.
+    pub(super) const LATE: Self =
+        Self { kind: "late", detail: "the call took too long and may still be done; ask again" };
+    /// With 404 and 405.
+    pub(super) const NO_SUCH_CALL: Self = Self { kind: "no-such-call", detail: "there is no such call" };
+}
+
 /// The HTTP status that carries an error.
 pub(super) fn status(error: &AllocatorError) -> u16 {
     match error {

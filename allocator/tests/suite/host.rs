@@ -6,11 +6,14 @@ use mlad_allocator::{
     service::{HttpAllocator, Token},
 };
 use std::{
-    fs,
+    fs::{self, Permissions},
     io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
     process::{Child, Command, Stdio},
     sync::Arc,
+    time::Duration,
 };
+use tokio::{task::spawn_blocking, time::timeout};
 
 /// How the allocator is run.
 #[derive(Clone, Copy)]
@@ -45,18 +48,41 @@ impl Host {
         match self {
             Self::Embedded => Running::Embedded(Embedded::start(machine.settings()).await.unwrap()),
             Self::Unix => {
-                Running::Program(program(machine, &format!("unix:{}/socket", machine.path().display()), None))
+                Running::Program(program(machine, &format!("unix:{}/socket", machine.path().display()), None).await)
             }
             Self::Tcp => {
-                let file = machine.path().join("token");
-                fs::write(&file, "a-token-of-some-length\n").unwrap();
-                Running::Program(program(machine, "127.0.0.1:0", Some(Token::read(&file).unwrap())))
+                let token = token(machine, "token", "a-token-of-some-length\n");
+                Running::Program(program(machine, "127.0.0.1:0", Some(token)).await)
             }
         }
     }
 }
 
-fn program(machine: &Machine, listen: &str, token: Option<Token>) -> Program {
+/// A token in a file that nobody else can read.
+pub(crate) fn token(machine: &Machine, name: &str, text: &str) -> Token {
+    let file = machine.path().join(name);
+    fs::write(&file, text).unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    Token::read(&file).unwrap()
+}
+
+/// What blocks until the program does something, and is cut short by its death if that takes too long.
+async fn bounded<T: Send + 'static>(pid: u32, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let mut work = spawn_blocking(work);
+    match timeout(Duration::from_secs(90), &mut work).await {
+        Ok(done) => done.unwrap(),
+        Err(_) => {
+            signal("-KILL", pid);
+            panic!("the program hangs");
+        }
+    }
+}
+
+fn signal(signal: &str, pid: u32) {
+    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
+}
+
+async fn program(machine: &Machine, listen: &str, token: Option<Token>) -> Program {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mlad-allocator"));
     command.args(["serve", "--listen", listen, "--node", "node-1"]).arg("--nvml").arg(machine.library());
     command.arg("--database").arg(machine.database());
@@ -65,8 +91,12 @@ fn program(machine: &Machine, listen: &str, token: Option<Token>) -> Program {
     }
     let log = fs::File::options().create(true).append(true).open(machine.path().join("log")).unwrap();
     let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let line = bounded(child.id(), move || {
+        let mut line = String::new();
+        output.read_line(&mut line).map(|_| line)
+    });
+    let line = line.await.unwrap();
     let log = || fs::read_to_string(machine.path().join("log")).unwrap();
     let url = line.trim().strip_prefix("serving ").unwrap_or_else(|| panic!("it does not serve: {}", log()));
     Program { child, url: url.to_owned(), client: HttpAllocator::new(url, token.as_ref()).unwrap() }
@@ -85,9 +115,10 @@ impl Running {
         match self {
             Self::Embedded(embedded) => embedded.stop().await,
             Self::Program(mut program) => {
-                let pid = program.child.id().to_string();
-                assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-                assert!(program.child.wait().unwrap().success());
+                let pid = program.child.id();
+                signal("-TERM", pid);
+                let status = bounded(pid, move || program.child.wait().unwrap()).await;
+                assert!(status.success(), "{status}");
             }
         }
     }
