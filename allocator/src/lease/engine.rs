@@ -27,6 +27,8 @@ const MOST_HISTORY: u32 = 1_000_000;
 const PRUNE: Duration = Duration::from_secs(3600);
 /// How long to wait before a database that failed is tried again.
 const RECOVER: Duration = Duration::from_secs(1);
+/// How long the GPUs' threads may take to end when the engine stops; one that the driver holds is left to it.
+const THREADS: Duration = Duration::from_secs(3);
 
 /// Where the answer to a command goes.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, AllocatorError>>;
@@ -238,7 +240,7 @@ impl Engine {
             // A thread may be about to report; with nobody there to listen it ends.
             self.reports.close();
             while self.reports.try_recv().is_ok() {}
-            drop(tokio::task::spawn_blocking(|| node.stop()).await);
+            drop(tokio::task::spawn_blocking(|| node.stop(THREADS)).await);
         }
         self.store.close().await;
     }

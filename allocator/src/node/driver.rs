@@ -1,6 +1,6 @@
 //! What NVML's calls mean for slices.
 
-use super::nvml::{ComputeInstance, GpuInstance, Library};
+use super::nvml::{ComputeInstance, GpuInstance, Library, is_same};
 use super::{Device, Driver, DriverError, Event, Instance, Listed, Reading};
 use crate::geometry::{Model, Profile, ProfileName, Resources};
 use mlad::api::Placement;
@@ -116,7 +116,7 @@ impl NvmlDriver {
                 Err(error) => return Err(error.into()),
             };
             let (instance, _) = self.library.mig_device_ids(&mig)?;
-            devices.push(MigDevice { instance, uuid: mig.uuid()?, processes: processes(&mig) });
+            devices.push(MigDevice { instance, uuid: mig.uuid()?, processes: processes(&mig)? });
         }
         Ok(devices)
     }
@@ -124,22 +124,23 @@ impl NvmlDriver {
     /// The compute instances of a GPU instance, with their compute slices.
     fn compute_instances(&self, instance: GpuInstance) -> Result<Vec<(ComputeInstance, u32)>, DriverError> {
         let mut found = Vec::new();
-        for (profile, slices) in self.compute_profiles(instance) {
+        for (profile, slices) in self.compute_profiles(instance)? {
             let instances = self.library.compute_instances(instance, profile)?;
             found.extend(instances.into_iter().map(|instance| (instance, slices)));
         }
         Ok(found)
     }
 
-    fn compute_profiles(&self, instance: GpuInstance) -> Vec<(u32, u32)> {
-        let mut profiles: Vec<_> = (0..KINDS).filter_map(|kind| self.library.compute_profile(instance, kind)).collect();
+    fn compute_profiles(&self, instance: GpuInstance) -> Result<Vec<(u32, u32)>, DriverError> {
+        let kinds = (0..KINDS).map(|kind| self.library.compute_profile(instance, kind));
+        let mut profiles: Vec<_> = kinds.filter_map(Result::transpose).collect::<Result<_, _>>()?;
         profiles.sort_unstable();
         profiles.dedup_by_key(|(id, _)| *id);
-        profiles
+        Ok(profiles)
     }
 
     fn fill(&self, instance: GpuInstance) -> Result<(), DriverError> {
-        let widest = self.compute_profiles(instance).into_iter().max_by_key(|(id, slices)| (*slices, u32::MAX - id));
+        let widest = self.compute_profiles(instance)?.into_iter().max_by_key(|(id, slices)| (*slices, u32::MAX - id));
         let (profile, _) = widest.ok_or_else(|| DriverError::Other("it offers no compute instance".to_owned()))?;
         self.library.create_compute_instance(instance, profile)
     }
@@ -168,7 +169,7 @@ impl Driver for NvmlDriver {
                 profile: 0,
                 placement: Placement { start: 0, size: 1 },
                 device: Device::Whole(gpu.to_owned()),
-                processes: processes(&device),
+                processes: processes(&device)?,
             }],
         };
         Ok(Reading { index, uuid: gpu.to_owned(), model, instances })
@@ -206,20 +207,22 @@ impl Driver for NvmlDriver {
     ) -> Result<(), DriverError> {
         let nvml = self.library.nvml();
         let mut set = nvml.create_event_set()?;
-        let mut registered = 0;
+        let mut watched = Vec::new();
         for index in 0..nvml.device_count()? {
+            // One that does not answer tells no events either; that it is lost is found by listing and reading.
             let Ok(device) = nvml.device_by_index(index) else { continue };
             let wanted = EventTypes::CRITICAL_XID_ERROR | EventTypes::MIG_CONFIG_CHANGE;
-            let Ok(known) = device.supported_event_types() else { continue };
+            let (Ok(uuid), Ok(known)) = (device.uuid(), device.supported_event_types()) else { continue };
             if !known.intersects(wanted) {
                 continue;
             }
             set = device.register_events(known & wanted, set).map_err(|error| DriverError::from(error.error))?;
-            registered += 1;
+            watched.push((device, uuid));
         }
-        if registered == 0 {
+        if watched.is_empty() {
             return Err(DriverError::Other("no GPU tells events".to_owned()));
         }
+        event(Event::Watching);
         while !stopped() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -227,8 +230,13 @@ impl Driver for NvmlDriver {
             }
             match set.wait(left.min(WAIT).as_millis() as u32) {
                 Ok(data) => {
-                    let gpu = data.device.uuid()?;
                     let xid = data.event_type.contains(EventTypes::CRITICAL_XID_ERROR);
+                    // Not asked of the GPU: one that has fallen off the bus does not tell its UUID any more.
+                    let Some((_, gpu)) = watched.iter().find(|(device, _)| is_same(device, &data.device)) else {
+                        tracing::error!(xid, ?data, "an event of a GPU that is not watched");
+                        continue;
+                    };
+                    let gpu = gpu.clone();
                     event(match (xid, data.event_data) {
                         (true, Some(nvml_wrapper::enums::event::XidError::Value(xid))) => {
                             Event::Xid { gpu, xid: Some(xid) }
@@ -252,8 +260,11 @@ struct MigDevice {
 }
 
 /// Processes that compute on a device; none where the driver does not tell.
-fn processes(device: &nvml_wrapper::Device<'_>) -> u32 {
-    device.running_compute_processes_count().unwrap_or(0)
+fn processes(device: &nvml_wrapper::Device<'_>) -> Result<u32, DriverError> {
+    match device.running_compute_processes_count() {
+        Err(NvmlError::NotSupported | NvmlError::InvalidArg | NvmlError::FailedToLoadSymbol(_)) => Ok(0),
+        count => Ok(count?),
+    }
 }
 
 /// The variant that NVML's number of a kind of profile means, for drivers that do not tell names.

@@ -6,6 +6,8 @@
 
 mod driver;
 mod nvml;
+mod supervisor;
+mod thread;
 mod worker;
 
 pub use driver::NvmlDriver;
@@ -51,10 +53,11 @@ pub trait Driver: Send + Sync + 'static {
     /// [`DriverError::InUse`] when a process uses it.
     fn destroy(&self, gpu: &str, instance: u32) -> Result<(), DriverError>;
 
-    /// Waits for events until `deadline` or until `stopped`, and hands each to `event`.
+    /// Waits for events until `deadline` or until `stopped`, and hands each to `event`: first, once nothing can
+    /// be missed any more, [`Event::Watching`].
     ///
     /// # Errors
-    /// When the driver has no events; the caller waits in another way.
+    /// When the driver has no events, or has none any more; the caller waits in another way.
     fn watch(
         &self,
         deadline: Instant,
@@ -114,6 +117,8 @@ pub enum Device {
 /// Something that happened to a GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
+    /// From here on everything that happens is told; what was before has to be read now.
+    Watching,
     /// Its MIG instances or its mode changed.
     Changed(String),
     /// A fatal error with this XID.
@@ -153,3 +158,8 @@ pub enum DriverError {
 
 #[cfg(test)]
 pub(crate) mod fake;
+#[cfg(test)]
+pub(crate) mod puppet;
+
+#[cfg(test)]
+mod tests;

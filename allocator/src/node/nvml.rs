@@ -19,11 +19,12 @@ pub(super) struct Library {
     raw: sys::NvmlLib,
 }
 
-/// The handle of a GPU instance. Stale ones are answered with an error by NVML, which looks them up.
+/// The handle of a GPU instance. Fetched anew for each operation and never kept, since NVML does not promise what
+/// it does with one whose instance is gone.
 #[derive(Clone, Copy)]
 pub(super) struct GpuInstance(sys::nvmlGpuInstance_t);
 
-/// The handle of a compute instance.
+/// The handle of a compute instance; fetched anew likewise.
 #[derive(Clone, Copy)]
 pub(super) struct ComputeInstance(sys::nvmlComputeInstance_t);
 
@@ -37,13 +38,17 @@ pub(super) struct ProfileInfo {
 /// The most handles that are asked for at once; no GPU has near as many instances.
 const MOST: usize = 64;
 
+/// Calls a function of NVML and hands the code it answers to `$check`.
 macro_rules! call {
     ($library:expr, $function:ident ( $($argument:expr),* )) => {
+        call!($library, $function($($argument),*), check)
+    };
+    ($library:expr, $function:ident ( $($argument:expr),* ), $check:ident) => {
         match $library.raw.$function.as_ref() {
             // SAFETY: the library is loaded and initialised for as long as `self` lives, the function has the
             // type NVIDIA's header gives it, and every pointer passed is to a live local of the right type
             // (arrays with their length beside them). Handles come from NVML itself.
-            Ok(function) => check(unsafe { function($($argument),*) }),
+            Ok(function) => $check(unsafe { function($($argument),*) }),
             Err(_) => Err(DriverError::Other(concat!(stringify!($function), " is missing: the driver is too old").to_owned())),
         }
     };
@@ -75,18 +80,25 @@ impl Library {
         kind: u32,
     ) -> Result<Option<ProfileInfo>, DriverError> {
         let mut info = zeroed::<sys::nvmlGpuInstanceProfileInfo_t>();
-        match call!(self, nvmlDeviceGetGpuInstanceProfileInfo(handle(device), kind, &mut info)) {
-            Ok(()) => {}
-            Err(DriverError::Lost(why)) => return Err(DriverError::Lost(why)),
-            Err(_) => return Ok(None),
+        if !call!(self, nvmlDeviceGetGpuInstanceProfileInfo(handle(device), kind, &mut info), exists)? {
+            return Ok(None);
+        }
+        Ok(Some(ProfileInfo { info, name: self.profile_name(device, kind)? }))
+    }
+
+    /// The name of a profile; none from drivers that do not tell it.
+    fn profile_name(&self, device: &nvml_wrapper::Device<'_>, kind: u32) -> Result<Option<String>, DriverError> {
+        if self.raw.nvmlDeviceGetGpuInstanceProfileInfoV.is_err() {
+            return Ok(None);
         }
         let mut named = zeroed::<sys::nvmlGpuInstanceProfileInfo_v2_t>();
         named.version = mem::size_of::<sys::nvmlGpuInstanceProfileInfo_v2_t>() as u32 | 2 << 24;
-        let told = call!(self, nvmlDeviceGetGpuInstanceProfileInfoV(handle(device), kind, &mut named)).is_ok();
+        if !call!(self, nvmlDeviceGetGpuInstanceProfileInfoV(handle(device), kind, &mut named), is_known)? {
+            return Ok(None);
+        }
         let bytes = named.name.map(|c| c as u8);
         let name = CStr::from_bytes_until_nul(&bytes).ok().and_then(|name| name.to_str().ok());
-        let name = name.filter(|name| told && !name.is_empty()).map(str::to_owned);
-        Ok(Some(ProfileInfo { info, name }))
+        Ok(name.filter(|name| !name.is_empty()).map(str::to_owned))
     }
 
     /// Where instances of a profile may lie, whatever lies there now.
@@ -151,11 +163,12 @@ impl Library {
     }
 
     /// Number and compute slices of a compute instance profile; none if the instance has none of that kind.
-    pub(super) fn compute_profile(&self, instance: GpuInstance, kind: u32) -> Option<(u32, u32)> {
+    pub(super) fn compute_profile(&self, instance: GpuInstance, kind: u32) -> Result<Option<(u32, u32)>, DriverError> {
         let mut info = zeroed::<sys::nvmlComputeInstanceProfileInfo_t>();
         let engines = sys::NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED;
-        call!(self, nvmlGpuInstanceGetComputeInstanceProfileInfo(instance.0, kind, engines, &mut info)).ok()?;
-        Some((info.id, info.sliceCount))
+        let there =
+            call!(self, nvmlGpuInstanceGetComputeInstanceProfileInfo(instance.0, kind, engines, &mut info), exists)?;
+        Ok(there.then_some((info.id, info.sliceCount)))
     }
 
     /// The compute instances of a profile in a GPU instance.
@@ -204,6 +217,11 @@ fn handle(device: &nvml_wrapper::Device<'_>) -> sys::nvmlDevice_t {
     unsafe { device.handle() }
 }
 
+/// Whether two are the same device. Asks nothing of it, and so is answered for one that is lost, too.
+pub(super) fn is_same(one: &nvml_wrapper::Device<'_>, other: &nvml_wrapper::Device<'_>) -> bool {
+    handle(one) == handle(other)
+}
+
 /// A C struct of numbers, arrays and pointers, all zero.
 fn zeroed<T: Copy>() -> T {
     // SAFETY: only used for NVML's plain structs, in which zero is a value of every field.
@@ -215,6 +233,24 @@ fn check(code: sys::nvmlReturn_t) -> Result<(), DriverError> {
         sys::nvmlReturn_enum_NVML_SUCCESS => Ok(()),
         sys::nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_RESOURCES => Err(DriverError::NoRoom),
         other => Err(DriverError::from(NvmlError::from(other))),
+    }
+}
+
+/// Whether what was asked for by its number is there. These answers alone mean that it is not: any other would
+/// let a GPU look as if it could be cut into less than it can.
+fn exists(code: sys::nvmlReturn_t) -> Result<bool, DriverError> {
+    match code {
+        sys::nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED | sys::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT => Ok(false),
+        other => check(other).map(|()| true),
+    }
+}
+
+/// Whether the driver knows a call of this version, and what was asked for by it is there.
+fn is_known(code: sys::nvmlReturn_t) -> Result<bool, DriverError> {
+    match code {
+        sys::nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH
+        | sys::nvmlReturn_enum_NVML_ERROR_FUNCTION_NOT_FOUND => Ok(false),
+        other => exists(other),
     }
 }
 
@@ -230,5 +266,45 @@ impl From<NvmlError> for DriverError {
             NvmlError::NotFound => Self::NotFound,
             other => Self::Other(other.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::puppet::SimFolder;
+
+    #[test]
+    fn an_error_is_not_taken_for_there_is_none() {
+        let machine = SimFolder::new("[[gpu]]\nmodel = \"A100-40GB\"\nmig = true\n");
+        let library = Library::open(Some(machine.library().as_os_str())).unwrap();
+        let device = library.nvml().device_by_index(0).unwrap();
+        let instance = library.create_gpu_instance(&device, 19, Placement { start: 0, size: 1 }).unwrap();
+        assert!(library.profile_info(&device, 0).unwrap().is_some_and(|profile| profile.name.is_some()));
+        // Eight compute slices: no such profile on an A100. And a number that is none at all.
+        for kind in [sys::NVML_GPU_INSTANCE_PROFILE_8_SLICE, 99] {
+            assert!(library.profile_info(&device, kind).unwrap().is_none());
+        }
+        assert_eq!(library.compute_profile(instance, 0).unwrap(), Some((0, 1)));
+        assert_eq!(library.compute_profile(instance, 99).unwrap(), None);
+        machine.break_driver();
+        assert!(matches!(library.profile_info(&device, 0), Err(DriverError::Other(_))));
+        assert!(matches!(library.compute_profile(instance, 0), Err(DriverError::Other(_))));
+    }
+
+    #[test]
+    fn only_two_answers_mean_that_there_is_none() {
+        let all = 0..=sys::nvmlReturn_enum_NVML_ERROR_RESET_TYPE_NOT_SUPPORTED;
+        for code in all.chain([sys::nvmlReturn_enum_NVML_ERROR_UNKNOWN]) {
+            let expected = match code {
+                sys::nvmlReturn_enum_NVML_SUCCESS => Some(true),
+                sys::nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED | sys::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT => {
+                    Some(false)
+                }
+                _ => None,
+            };
+            assert_eq!(exists(code).ok(), expected, "{code}");
+        }
+        assert_eq!(exists(sys::nvmlReturn_enum_NVML_ERROR_NO_PERMISSION), Err(DriverError::Denied));
     }
 }

@@ -1,14 +1,17 @@
-//! The threads that own the driver.
+//! The threads that own the driver: one for each GPU.
 
-use super::{Device, Driver, DriverError, Event, Instance, Listed, REFRESH, Reading};
+use super::{
+    Device, Driver, DriverError, Instance, Listed, Reading,
+    supervisor::{Opener, Pace, Supervisor},
+    thread::Thread,
+};
 use mlad::api::Placement;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel, sync_channel},
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
     },
-    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
@@ -17,7 +20,7 @@ use tokio::sync::mpsc;
 pub struct Node {
     workers: Arc<Workers>,
     stop: Option<Sender<()>>,
-    supervisor: Option<JoinHandle<()>>,
+    supervisor: Option<Thread>,
 }
 
 /// What a GPU's thread is to do.
@@ -87,12 +90,6 @@ pub enum Stage {
 
 /// Orders that may wait for one GPU; changes of one GPU never overlap in columns, so few are ever needed.
 const ORDERS: usize = 128;
-/// How long to wait before a driver that did not answer is tried again.
-const RETRY: Duration = Duration::from_secs(30);
-/// How often GPUs are looked at while the driver has no events, or one of them does not answer.
-const WITHOUT_EVENTS: Duration = Duration::from_secs(10);
-
-type Opener = Box<dyn Fn() -> Result<Arc<dyn Driver>, DriverError> + Send>;
 
 impl Node {
     /// Opens the driver in a thread of its own and reports what there is; tries again while it is absent.
@@ -100,10 +97,15 @@ impl Node {
     /// # Errors
     /// When the system gives no thread.
     pub fn start(open: Opener, reports: mpsc::Sender<Report>) -> std::io::Result<Self> {
+        Self::start_at(open, reports, Pace::default())
+    }
+
+    /// As [`Self::start`], at another pace.
+    pub(super) fn start_at(open: Opener, reports: mpsc::Sender<Report>, pace: Pace) -> std::io::Result<Self> {
         let workers = Arc::new(Workers { reports: reports.clone(), threads: Mutex::default() });
         let (stop, stopped) = channel();
-        let supervisor = Supervisor { workers: Arc::clone(&workers), open, reports, stopped };
-        let supervisor = thread::Builder::new().name("nvml".to_owned()).spawn(move || supervisor.run())?;
+        let supervisor = Supervisor { workers: Arc::clone(&workers), open, reports, stopped, pace };
+        let supervisor = Thread::spawn("nvml", move || supervisor.run())?;
         Ok(Self { workers, stop: Some(stop), supervisor: Some(supervisor) })
     }
 
@@ -112,137 +114,85 @@ impl Node {
         self.workers.order(gpu, order)
     }
 
-    /// Ends the threads, after what they are doing.
-    pub fn stop(mut self) {
+    /// Ends the threads, after what they are doing; those that a call of the driver still holds after
+    /// `patience` are left to it.
+    pub fn stop(mut self, patience: Duration) {
+        let deadline = Instant::now() + patience;
         drop(self.stop.take());
         if let Some(supervisor) = self.supervisor.take()
-            && supervisor.join().is_err()
+            && supervisor.join_by(deadline).is_err()
         {
-            tracing::error!("the thread that watches the GPUs ended by panic");
+            tracing::error!("the driver does not return from a call; its thread is left behind");
         }
-        self.workers.end();
+        self.workers.end(deadline);
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
         // Without their senders the threads end by themselves.
-        self.workers.lock().clear();
+        self.workers.lock().at_work.clear();
     }
 }
 
-type Threads = HashMap<String, (SyncSender<Order>, JoinHandle<()>)>;
-
-struct Workers {
+/// The threads of the GPUs, by UUID.
+pub(super) struct Workers {
     reports: mpsc::Sender<Report>,
     threads: Mutex<Threads>,
 }
 
+#[derive(Default)]
+struct Threads {
+    /// Those that take orders.
+    at_work: HashMap<String, (SyncSender<Order>, Thread)>,
+    /// Those that were to end and that a call of the driver still holds.
+    hung: HashMap<String, Thread>,
+}
+
 impl Workers {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Threads> {
+    fn lock(&self) -> MutexGuard<'_, Threads> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn order(&self, gpu: &str, order: Order) -> bool {
-        self.lock().get(gpu).is_some_and(|(orders, _)| orders.try_send(order).is_ok())
+    /// Gives a GPU's thread an order.
+    pub(super) fn order(&self, gpu: &str, order: Order) -> bool {
+        self.lock().at_work.get(gpu).is_some_and(|(orders, _)| orders.try_send(order).is_ok())
     }
 
-    /// Ends all threads, after what they have to do.
-    fn end(&self) {
-        let threads = std::mem::take(&mut *self.lock());
-        for (gpu, (orders, thread)) in threads {
-            drop(orders);
-            if thread.join().is_err() {
-                tracing::error!(gpu, "the thread of a GPU ended by panic");
+    /// Ends all threads, after what they have to do; those that have not ended at the deadline are left
+    /// behind.
+    pub(super) fn end(&self, deadline: Instant) {
+        let at_work = std::mem::take(&mut self.lock().at_work);
+        // All of them are told before the first is waited for.
+        let threads: Vec<_> = at_work.into_iter().map(|(gpu, (_, thread))| (gpu, thread)).collect();
+        for (gpu, thread) in threads {
+            if let Err(thread) = thread.join_by(deadline) {
+                tracing::error!(gpu, "the driver does not return from a call for a GPU; its thread is left behind");
+                self.lock().hung.insert(gpu, thread);
             }
         }
     }
 
-    /// Makes sure that a GPU has a thread.
-    fn ensure(&self, gpu: &str, driver: &Arc<dyn Driver>) -> std::io::Result<()> {
+    /// Makes sure that a GPU has a thread. There is never a second one beside one that hangs: calls for one
+    /// GPU do not overlap.
+    ///
+    /// # Errors
+    /// Why it has none.
+    pub(super) fn ensure(&self, gpu: &str, driver: &Arc<dyn Driver>) -> Result<(), DriverError> {
         let mut threads = self.lock();
-        if threads.get(gpu).is_some_and(|(_, thread)| !thread.is_finished()) {
+        if threads.at_work.get(gpu).is_some_and(|(_, thread)| !thread.is_finished()) {
             return Ok(());
         }
+        if threads.hung.get(gpu).is_some_and(|thread| !thread.is_finished()) {
+            return Err(DriverError::Lost("a call of the driver for it has not returned".to_owned()));
+        }
+        threads.hung.remove(gpu);
         let (sender, orders) = sync_channel(ORDERS);
         let worker = Worker { gpu: gpu.to_owned(), driver: Arc::clone(driver), orders, reports: self.reports.clone() };
-        let thread = thread::Builder::new().name("nvml-gpu".to_owned()).spawn(move || worker.run())?;
-        threads.insert(gpu.to_owned(), (sender, thread));
+        let thread = Thread::spawn("nvml-gpu", move || worker.run())
+            .map_err(|error| DriverError::Other(format!("the system gives no thread for it: {error}")))?;
+        threads.at_work.insert(gpu.to_owned(), (sender, thread));
         Ok(())
-    }
-}
-
-/// Watches for the driver, for GPUs that come and go, and for events.
-struct Supervisor {
-    workers: Arc<Workers>,
-    open: Opener,
-    reports: mpsc::Sender<Report>,
-    stopped: Receiver<()>,
-}
-
-impl Supervisor {
-    fn run(self) {
-        loop {
-            match (self.open)() {
-                Ok(driver) => {
-                    // Threads of an earlier driver finish what they have to do before another takes over.
-                    self.workers.end();
-                    self.watch(&driver);
-                }
-                Err(error) => self.report(Report::Down(error)),
-            }
-            if self.pause(RETRY) {
-                return;
-            }
-        }
-    }
-
-    /// Until the driver fails or we are stopped.
-    fn watch(&self, driver: &Arc<dyn Driver>) {
-        loop {
-            let listed = match driver.list() {
-                Ok(listed) => listed,
-                Err(error) => return self.report(Report::Down(error)),
-            };
-            let all_answer = listed.iter().all(|gpu| gpu.uuid.is_ok());
-            let present: Vec<String> = listed.iter().filter_map(|gpu| gpu.uuid.clone().ok()).collect();
-            self.report(Report::Listed(listed));
-            for gpu in &present {
-                match self.workers.ensure(gpu, driver) {
-                    Ok(()) => drop(self.workers.order(gpu, Order::Read)),
-                    Err(error) => tracing::error!(gpu, %error, "no thread for a GPU"),
-                }
-            }
-            let deadline = Instant::now() + if all_answer { REFRESH } else { WITHOUT_EVENTS };
-            let mut event = |event| match event {
-                Event::Changed(gpu) => drop(self.workers.order(&gpu, Order::Read)),
-                Event::Xid { gpu, xid } => {
-                    self.report(Report::Xid { gpu: gpu.clone(), xid });
-                    self.workers.order(&gpu, Order::Read);
-                }
-            };
-            let stopped = || !matches!(self.stopped.try_recv(), Err(TryRecvError::Empty));
-            let pause = match driver.watch(deadline, &stopped, &mut event) {
-                Ok(()) => Duration::ZERO,
-                Err(error) => {
-                    tracing::debug!(%error, "GPU events");
-                    WITHOUT_EVENTS
-                }
-            };
-            if self.pause(pause) {
-                return;
-            }
-        }
-    }
-
-    fn report(&self, report: Report) {
-        // Nobody listens any more: we are being stopped.
-        drop(self.reports.blocking_send(report));
-    }
-
-    /// Waits; true when we are to stop.
-    fn pause(&self, time: Duration) -> bool {
-        !matches!(self.stopped.recv_timeout(time), Err(RecvTimeoutError::Timeout))
     }
 }
 
