@@ -15,9 +15,9 @@ pub enum AllocatorError {
     /// The request is malformed.
     #[error("{0}")]
     Invalid(String),
-    /// More requests wait already than the allocator takes.
-    #[error("{0} requests wait already; try again later")]
-    TooMany(usize),
+    /// More requests wait, or leases are held, already than the allocator takes.
+    #[error("{0}")]
+    TooMany(String),
     /// There is no request of that workload.
     #[error("no lease and no waiting request of workload {0}")]
     Unknown(String),

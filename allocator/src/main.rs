@@ -9,7 +9,7 @@ use mlad_allocator::{
     Allocate, AllocatorError, Embedded,
     service::{self, Listener, Token},
 };
-use std::{io::Write, process::ExitCode, sync::Arc};
+use std::{io::Write, process::ExitCode, sync::Arc, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -28,12 +28,24 @@ enum Command {
     Serve(Flags),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// How long what still runs may take when everything has been stopped.
+const LEFT: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
     let Command::Serve(flags) = Arguments::parse().command;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match run(&flags).await {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("mlad-allocator: the system gives no threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(run(&flags));
+    // Not waited for without end: a call of the driver may never return.
+    runtime.shutdown_timeout(LEFT);
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("mlad-allocator: {error:#}");
@@ -49,7 +61,11 @@ async fn run(flags: &Flags) -> anyhow::Result<()> {
     config.check()?;
     // Before anything that takes time, so that no signal is missed.
     let stop = stopped()?;
-    let allocator = Embedded::start(config.settings()?).await?;
+    let allocator = tokio::select! {
+        started = Embedded::start(config.settings()?) => started?,
+        // It may be waiting for a GPU that does not answer; what it has begun, it does again at the next start.
+        () = stop.cancelled() => return Ok(()),
+    };
     let listener = Listener::bind(&config.listen).await?;
     let url = listener.url();
     tracing::info!(url, "serving");

@@ -22,6 +22,7 @@ use std::{
 use tokio::{
     sync::{Mutex, mpsc, oneshot, watch},
     task::JoinHandle,
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -65,6 +66,8 @@ const COMMANDS: usize = 4096;
 const REPORTS: usize = 256;
 /// How long the start waits for the GPUs to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the end may take in all; what it does in order, each part bounded, takes less.
+const END: Duration = Duration::from_secs(30);
 
 /// The allocator in this process: a handle on the task that does it all. The task ends with [`Self::stop`],
 /// or, unfinished business left to the next start, when the handle is dropped.
@@ -131,14 +134,18 @@ impl Embedded {
         Ok(Arc::new(Self { commands, version, stop, task: Mutex::new(Some(task)) }))
     }
 
-    /// Ends the allocator: what is under way is finished and written down. What runs under leases is not
-    /// touched.
+    /// Ends the allocator: what is under way is finished and written down, as far as that takes no longer than
+    /// half a minute. What runs under leases is not touched.
     pub async fn stop(&self) {
         self.stop.cancel();
-        if let Some(task) = self.task.lock().await.take()
-            && task.await.is_err()
-        {
-            tracing::error!("the allocator ended by panic");
+        let Some(mut task) = self.task.lock().await.take() else { return };
+        match timeout(END, &mut task).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => tracing::error!("the allocator ended by panic"),
+            Err(_) => {
+                tracing::error!("the allocator does not come to its end; it is cut off, as a kill would do it");
+                task.abort();
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use mlad::api::{GpuMap, Lease, Need, Wait};
 use std::{collections::BTreeSet, fs::File, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -27,7 +27,11 @@ const MOST_HISTORY: u32 = 1_000_000;
 const PRUNE: Duration = Duration::from_secs(3600);
 /// How long to wait before a database that failed is tried again.
 const RECOVER: Duration = Duration::from_secs(1);
-/// How long the GPUs' threads may take to end when the engine stops; one that the driver holds is left to it.
+/// How long changes under way may take when the engine stops.
+const FINISH: Duration = Duration::from_secs(10);
+/// How long the last changes may take to be written down then.
+const WRITE: Duration = Duration::from_secs(5);
+/// How long the GPUs' threads may take to end then; one that the driver holds is left to it.
 const THREADS: Duration = Duration::from_secs(3);
 
 /// Where the answer to a command goes.
@@ -80,7 +84,7 @@ impl Engine {
             let until = Instant::now() + patience;
             let mut missing: Option<BTreeSet<String>> = None;
             while missing.as_ref().is_none_or(|missing| !missing.is_empty()) {
-                let Ok(Some(report)) = tokio::time::timeout_at(until, self.reports.recv()).await else {
+                let Ok(Some(report)) = timeout_at(until, self.reports.recv()).await else {
                     tracing::warn!(?missing, "not every GPU has answered; starting without");
                     break;
                 };
@@ -149,12 +153,17 @@ impl Engine {
             answers.push(self.perform(command, now).await);
         }
         let result = match self.broken.clone() {
-            Some(error) => Err(error),
+            Some(error) => {
+                self.ledger.forget();
+                Err(error)
+            }
             None => self.conclude().await,
         };
         for answer in answers {
             answer(self, result.clone());
         }
+        // Written down, or not so: from here on the database knows.
+        self.ledger.just_ended.clear();
     }
 
     /// Grants what can be granted, writes everything down, and gives the orders that follow.
@@ -168,12 +177,8 @@ impl Engine {
             && let Err(error) = self.store.commit(&effects.writes, self.ledger.counters()).await
         {
             tracing::error!(%error, "the ledger cannot be written; nothing of this was done");
-            // Changes that were never ordered are not under way.
-            for order in &effects.orders {
-                if let (_, Order::Change(change)) = order {
-                    self.ledger.changes.remove(&change.id);
-                }
-            }
+            self.ledger.effects = effects;
+            self.ledger.forget();
             self.hold_until = Some(Instant::now() + RECOVER);
             self.recover().await;
             return Err(error);
@@ -226,14 +231,18 @@ impl Engine {
 
     /// Stops orderly: changes under way are finished and written down, as far as they end in time.
     async fn finish(&mut self) {
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + FINISH;
         while !self.ledger.changes.is_empty() {
-            let Ok(Some(report)) = tokio::time::timeout_at(until, self.reports.recv()).await else { break };
+            let Ok(Some(report)) = timeout_at(until, self.reports.recv()).await else {
+                let left = self.ledger.changes.values();
+                tracing::warn!(?left, "changes of GPUs are not done in time; the next start finds them at the driver");
+                break;
+            };
             self.ledger.report(report, (self.clock)());
         }
         // Nothing new is begun: what could be granted now is granted at the next start.
         self.ledger.stirred = false;
-        if self.conclude().await.is_err() {
+        if !matches!(timeout(WRITE, self.conclude()).await, Ok(Ok(()))) {
             tracing::warn!("the last changes are not written down; the next start finds them at the driver");
         }
         if let Some(node) = self.node.take() {
@@ -242,7 +251,9 @@ impl Engine {
             while self.reports.try_recv().is_ok() {}
             drop(tokio::task::spawn_blocking(|| node.stop(THREADS)).await);
         }
-        self.store.close().await;
+        if timeout(WRITE, self.store.close()).await.is_err() {
+            tracing::warn!("the database does not close; it is left as a kill would leave it");
+        }
     }
 
     fn pause(&self) -> Duration {
@@ -255,22 +266,23 @@ impl Engine {
         if self.ledger.stirred || !self.ledger.effects.writes.is_empty() {
             return Duration::ZERO;
         }
-        let next = self.ledger.next_tick().unwrap_or(Duration::from_secs(3600));
-        next.saturating_sub((self.clock)().steady).clamp(Duration::from_millis(5), Duration::from_secs(3600))
+        let next = self.ledger.next_tick().unwrap_or(PRUNE);
+        next.saturating_sub((self.clock)().steady).clamp(Duration::from_millis(5), PRUNE)
     }
 
-    fn outlook(&mut self) -> Arc<Outlook> {
-        if let Some(outlook) = &self.outlook {
+    fn outlook(&mut self, now: Timestamp) -> Arc<Outlook> {
+        if let Some(outlook) = self.outlook.as_ref().filter(|outlook| outlook.is_good(now)) {
             return Arc::clone(outlook);
         }
-        let outlook = Arc::new(self.ledger.outlook((self.clock)().wall));
+        let outlook = Arc::new(self.ledger.outlook(now));
         self.outlook = Some(Arc::clone(&outlook));
         outlook
     }
 
     fn state(&mut self, workload: &str) -> Result<LeaseState, AllocatorError> {
-        let outlook = self.outlook();
-        let state = self.ledger.state(workload, &outlook);
+        let now = (self.clock)().wall;
+        let outlook = self.outlook(now);
+        let state = self.ledger.state(workload, &outlook, now);
         state.ok_or_else(|| AllocatorError::Unknown(workload.to_owned()))
     }
 
@@ -278,10 +290,13 @@ impl Engine {
         match command {
             Command::Resolve(need, reply) => {
                 let resolved = self.ledger.resolve(&need).map(|resolution| Resolved::from(&resolution));
+                if let Err(error) = &resolved {
+                    tracing::info!(%need, reason = %error, "refused");
+                }
                 told(reply, move |_| resolved)
             }
             Command::Request(request, reply) => match self.ended(&request.workload).await {
-                Ok(Some(_)) => refuse(reply, AllocatorError::Ended(request.workload)),
+                Ok(Some(ended)) => over(reply, request.workload, ended),
                 Err(error) => refuse(reply, error),
                 Ok(None) => match self.ledger.request(&request, now) {
                     Ok(()) => answer(reply, move |engine| {
@@ -295,16 +310,19 @@ impl Engine {
                 },
             },
             Command::State(workload, reply) => match self.ended(&workload).await {
-                Ok(Some(reason)) => told(reply, move |_| Ok(LeaseState::Ended { reason })),
+                Ok(Some(Ended::Before(reason))) => told(reply, move |_| Ok(LeaseState::Ended { reason })),
                 Err(error) => refuse(reply, error),
-                Ok(None) => told(reply, move |engine| engine.state(&workload)),
+                Ok(Some(Ended::InThisTurn) | None) => told(reply, move |engine| engine.state(&workload)),
             },
             Command::Renew(workload, fence, reply) => match self.ended(&workload).await {
-                Ok(Some(_)) => refuse(reply, AllocatorError::Ended(workload)),
+                Ok(Some(ended)) => over(reply, workload, ended),
                 Err(error) => refuse(reply, error),
                 Ok(None) => match self.ledger.renew(&workload, fence, now) {
                     Ok(()) => told(reply, move |engine| engine.ledger.lease(&workload)),
-                    Err(error) => refuse(reply, error),
+                    Err(error) => {
+                        tracing::info!(workload, fence, reason = %error, "not renewed");
+                        refuse(reply, error)
+                    }
                 },
             },
             Command::Release(workload, reply) => {
@@ -317,19 +335,42 @@ impl Engine {
             }
             Command::Leases(reply) => told(reply, |engine| Ok(engine.ledger.all_leases())),
             Command::Waits(reply) => told(reply, |engine| {
-                let outlook = engine.outlook();
-                Ok(engine.ledger.waits(&outlook))
+                let now = (engine.clock)().wall;
+                let outlook = engine.outlook(now);
+                Ok(engine.ledger.waits(&outlook, now))
             }),
             Command::Map(reply) => told(reply, |engine| Ok(engine.ledger.map())),
         }
     }
 
-    /// Why the request of a workload ended, if it did and is not one of those in memory.
-    async fn ended(&self, workload: &str) -> Result<Option<String>, AllocatorError> {
-        match self.ledger.known.contains_key(workload) {
-            true => Ok(None),
-            false => self.store.ended(workload).await,
+    /// Whether the request of a workload has ended, and is not one of those in memory.
+    async fn ended(&self, workload: &str) -> Result<Option<Ended>, AllocatorError> {
+        if self.ledger.known.contains_key(workload) {
+            return Ok(None);
         }
+        // The database does not say so yet.
+        if self.ledger.just_ended.contains_key(workload) {
+            return Ok(Some(Ended::InThisTurn));
+        }
+        Ok(self.store.ended(workload).await?.map(Ended::Before))
+    }
+}
+
+/// When a request ended.
+enum Ended {
+    /// By a command of the same turn: so it has only if that can be written down.
+    InThisTurn,
+    /// Before, for this reason.
+    Before(String),
+}
+
+/// A refusal because the request has ended.
+fn over<T: Send + 'static>(reply: Reply<T>, workload: String, ended: Ended) -> Answer {
+    tracing::info!(workload, "refused: its request has ended");
+    let error = AllocatorError::Ended(workload);
+    match ended {
+        Ended::InThisTurn => answer(reply, |_| Err(error)),
+        Ended::Before(_) => refuse(reply, error),
     }
 }
 

@@ -30,6 +30,27 @@ pub(super) struct Gpu {
     pub(super) barred: BTreeMap<Key, Barred>,
 }
 
+/// A GPU that is in the driver's list, but of which nothing could be read yet.
+#[derive(Debug)]
+pub(super) struct Unread {
+    /// Its UUID, if the driver tells at least that.
+    pub(super) uuid: Option<String>,
+    /// Why it cannot be read.
+    pub(super) doubt: Doubt,
+}
+
+/// What of a GPU matters to the queue and to those who watch; what else differs between two readings is no
+/// change.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Face {
+    index: u32,
+    model: Arc<Model>,
+    instances: Vec<(u32, Key, Device)>,
+    fault: Option<String>,
+    doubts: Vec<(Key, String)>,
+    barred: Vec<Key>,
+}
+
 /// Something in doubt, and when it is looked at again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Doubt {
@@ -93,6 +114,19 @@ impl Gpu {
             self.barred.clear();
         }
         other
+    }
+
+    /// What of it matters to others. Processes are not among it: of those only doubts come.
+    pub(super) fn face(&self) -> Face {
+        let instance = |instance: &Instance| (instance.id, key_of(instance), instance.device.clone());
+        Face {
+            index: self.index,
+            model: Arc::clone(&self.model),
+            instances: self.instances.iter().map(instance).collect(),
+            fault: self.fault.as_ref().map(|fault| fault.reason.clone()),
+            doubts: self.doubts.iter().map(|(key, doubt)| (*key, doubt.reason.clone())).collect(),
+            barred: self.barred.keys().copied().collect(),
+        }
     }
 
     /// The instance in a slot.

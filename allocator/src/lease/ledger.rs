@@ -1,18 +1,18 @@
 //! The ledger's state and its transitions: no I/O, the time as an argument.
 //!
 //! Every transition leaves in [`Effects`] what has to be written down, and what the GPUs' threads are to do
-//! once it is. What is on the GPUs is in `machine.rs`, what is told of it all in `view.rs`.
+//! once it is. What is let in is in `admit.rs`, what is on the GPUs in `machine.rs`, what is told of it all in
+//! `view.rs`.
 
 use super::{
     deadlines::Deadlines,
-    gpu::{Gpu, Key},
+    gpu::{Gpu, Key, Unread},
     record::{LeaseRow, Now, Purpose, Repartition, RequestRow, SliceRow, Status, Write},
     store::Loaded,
 };
 use crate::{
-    AllocatorError, LeaseRequest, Resolved,
-    geometry::{Resolution, resolve},
-    is_workload_name,
+    AllocatorError,
+    geometry::resolve,
     node::{Change, Order},
     placement::{Action, ExpectedLoss, Plan, Pool},
     queue::{self, Entry, Holdings},
@@ -25,10 +25,6 @@ use std::{
     time::Duration,
 };
 
-/// The most requests that may wait; each takes a few hundred bytes.
-const MOST_WAITING: usize = 200_000;
-/// The longest name of a user, in bytes.
-const LONGEST_USER: usize = 128;
 /// Renewals are written down this often: after a restart every lease has a full period anyway.
 const FLUSH: Duration = Duration::from_secs(10);
 
@@ -39,14 +35,17 @@ pub(super) struct Ledger {
     pub(super) waiting: BTreeMap<u64, Waiting>,
     pub(super) leases: BTreeMap<u64, LeaseRow>,
     pub(super) known: HashMap<String, Standing>,
+    /// Workloads whose requests ended in this turn, and why: what the database does not say yet. At most as many
+    /// as a turn has commands.
+    pub(super) just_ended: HashMap<String, String>,
     /// Slots that leases hold: GPU, profile and start.
     pub(super) holders: BTreeMap<(String, Key), u64>,
     pub(super) holdings: Holdings,
     /// Changes of GPUs that are under way.
     pub(super) changes: HashMap<u64, Repartition>,
     pub(super) gpus: Vec<Gpu>,
-    /// Indices at the driver that do not answer, and why.
-    pub(super) lost: BTreeMap<u32, String>,
+    /// GPUs that are listed and could not be read yet, by index.
+    pub(super) unread: BTreeMap<u32, Unread>,
     /// Why the driver does not answer at all.
     pub(super) down: Option<String>,
     pub(super) read_at: jiff::Timestamp,
@@ -59,7 +58,7 @@ pub(super) struct Ledger {
     renewed: BTreeSet<u64>,
     flush_at: Option<Duration>,
     fence: u64,
-    seq: u64,
+    pub(super) seq: u64,
     repartition: u64,
     /// Waiting requests that need no slice, and so no queue.
     sliceless: Vec<u64>,
@@ -74,6 +73,28 @@ pub(super) struct Waiting {
     pub(super) entry: Entry,
     /// Memory in MiB reserved for it while its slice is being made.
     pub(super) reserved_mib: u64,
+    /// How its place was chosen, for the log; none after a restart in between.
+    chosen: Option<Chosen>,
+}
+
+/// How the place of a request was chosen.
+#[derive(Debug, Clone)]
+struct Chosen {
+    cost: u64,
+    action: &'static str,
+    why: String,
+}
+
+impl From<&Plan> for Chosen {
+    fn from(plan: &Plan) -> Self {
+        let (action, way) = match &plan.action {
+            Action::Reuse => ("reuse", "an idle instance is there".to_owned()),
+            Action::Make { destroy } if destroy.is_empty() => ("make", "nothing is in the way".to_owned()),
+            Action::Make { destroy } => ("make", format!("idle instances that give way: {}", destroy.len())),
+        };
+        let why = format!("the least expected loss of capacity of all places; {way}");
+        Self { cost: plan.cost, action, why }
+    }
 }
 
 /// Where a workload is found.
@@ -105,11 +126,12 @@ impl Ledger {
             waiting: BTreeMap::new(),
             leases: BTreeMap::new(),
             known: HashMap::new(),
+            just_ended: HashMap::new(),
             holders: BTreeMap::new(),
             holdings: Holdings::default(),
             changes: HashMap::new(),
             gpus: Vec::new(),
-            lost: BTreeMap::new(),
+            unread: BTreeMap::new(),
             down: None,
             read_at: jiff::Timestamp::UNIX_EPOCH,
             pool: Pool::default(),
@@ -130,9 +152,11 @@ impl Ledger {
     /// Takes over what the database says, in place of what is remembered. Every lease has a full period from
     /// now. What is known of the GPUs, and changes that their threads are at, stay.
     pub(super) fn load(&mut self, loaded: Loaded, now: Now) {
-        self.effects = Effects { changed: true, ..Effects::default() };
+        self.forget();
+        self.effects.changed = true;
         (self.waiting, self.leases) = Default::default();
         (self.known, self.holders, self.holdings, self.sliceless) = Default::default();
+        self.just_ended.clear();
         if self.seq == 0 {
             loaded.asked.iter().for_each(|profile| self.policy.mix.see(profile));
         }
@@ -160,7 +184,8 @@ impl Ledger {
             self.unfinished.extend(left.change.destroy.iter().map(|key| (left.gpu.clone(), *key)));
             self.effects.writes.push(Write::Finish { id: left.change.id });
         }
-        for doubt in self.gpus.iter_mut().flat_map(Gpu::all_doubts) {
+        let unread = self.unread.values_mut().map(|unread| &mut unread.doubt);
+        for doubt in self.gpus.iter_mut().flat_map(Gpu::all_doubts).chain(unread) {
             // What was to be done about it may be among what was not written down.
             doubt.retry_at = doubt.retry_at.min(now.steady);
         }
@@ -169,54 +194,18 @@ impl Ledger {
             self.resume(id);
         }
         self.rebuild_all();
+        // What readings have shown of the leases may be among what was not written down, too.
+        self.compare_all(now);
     }
 
-    /// What a need comes to on the GPUs there are.
-    pub(super) fn resolve(&self, need: &Need) -> Result<Resolution, AllocatorError> {
-        match (resolve(need, &self.pool.models), &self.down) {
-            (Ok(resolution), _) => Ok(resolution),
-            (Err(_), Some(down)) if self.pool.models.is_empty() => {
-                Err(AllocatorError::Driver(format!("{down}; until it does, only `cpu` (no GPU) can be had")))
+    /// Drops what was to be written down and done: it will not be. Changes that were never ordered are not under
+    /// way.
+    pub(super) fn forget(&mut self) {
+        for (_, order) in std::mem::take(&mut self.effects).orders {
+            if let Order::Change(change) = order {
+                self.changes.remove(&change.id);
             }
-            (Err(impossible), _) => Err(AllocatorError::Impossible(impossible.0)),
         }
-    }
-
-    /// A new request; one of a workload that is known changes nothing.
-    pub(super) fn request(&mut self, request: &LeaseRequest, now: Now) -> Result<(), AllocatorError> {
-        if self.known.contains_key(&request.workload) {
-            return Ok(());
-        }
-        let refused = |error: AllocatorError| {
-            let LeaseRequest { workload, user, need, .. } = request;
-            tracing::info!(workload = workload.escape_debug().to_string(), user, %need, reason = %error, "refused");
-            error
-        };
-        check_names(request).map_err(refused)?;
-        if self.waiting.len() >= MOST_WAITING {
-            return Err(refused(AllocatorError::TooMany(self.waiting.len())));
-        }
-        let resolution = self.resolve(&request.need).map_err(refused)?;
-        within_limits(request, &resolution).map_err(refused)?;
-        self.seq += 1;
-        let row = RequestRow {
-            workload: request.workload.clone(),
-            seq: self.seq,
-            user: request.user.as_str().into(),
-            need: request.need.clone(),
-            profile: Resolved::from(&resolution).profile,
-            limits: request.limits,
-            expected_seconds: request.expected_seconds,
-            requested_at: now.wall,
-        };
-        if resolution.needs_gpu() {
-            self.policy.mix.see(&row.profile);
-        }
-        tracing::debug!(workload = row.workload, user = %row.user, need = %row.need, seq = row.seq, "asked");
-        self.effects.writes.push(Write::Request(row.clone()));
-        self.enqueue(row);
-        self.stir();
-        Ok(())
     }
 
     /// Keeps a lease.
@@ -300,7 +289,8 @@ impl Ledger {
     pub(super) fn next_tick(&self) -> Option<Duration> {
         let deadline = self.deadlines.next();
         let retries = self.gpus.iter().filter_map(Gpu::next_retry);
-        retries.chain(deadline).chain(self.flush_at).min()
+        let unread = self.unread.values().map(|unread| unread.doubt.retry_at);
+        retries.chain(unread).chain(deadline).chain(self.flush_at).min()
     }
 
     /// Goes through the queue and grants what can be.
@@ -377,11 +367,17 @@ impl Ledger {
             status: Status::Active,
         };
         let LeaseRow { request, slice, .. } = &lease;
+        let (action, why) = match (&waiting.chosen, slice) {
+            (Some(chosen), _) => (chosen.action, chosen.why.as_str()),
+            (None, Some(_)) => ("make", "it was being made for it when the ledger was read anew"),
+            (None, None) => ("none", "it needs no slice"),
+        };
         tracing::info!(workload = request.workload, user = %request.user, need = %request.need,
             profile = lease.profile, fence = lease.fence,
             gpu = slice.as_ref().map(|slice| slice.gpu_index),
             start = slice.as_ref().map(|slice| slice.placement.start),
-            uuid = slice.as_ref().map(|slice| &slice.uuid), "granted");
+            uuid = slice.as_ref().map(|slice| &slice.uuid),
+            cost = waiting.chosen.as_ref().map(|chosen| chosen.cost), action, why, "granted");
         self.deadlines.set(self.fence, now.steady + self.period);
         self.effects.writes.push(Write::Grant(Box::new(lease.clone())));
         self.keep(lease);
@@ -421,7 +417,7 @@ impl Ledger {
         self.holdings.add(&waiting.entry.user, waiting.reserved_mib);
     }
 
-    fn enqueue(&mut self, row: RequestRow) {
+    pub(super) fn enqueue(&mut self, row: RequestRow) {
         let entry = Entry {
             seq: row.seq,
             user: Arc::clone(&row.user),
@@ -434,7 +430,7 @@ impl Ledger {
             self.sliceless.push(row.seq);
         }
         self.known.insert(row.workload.clone(), Standing::Waiting(row.seq));
-        self.waiting.insert(row.seq, Waiting { row, entry, reserved_mib: 0 });
+        self.waiting.insert(row.seq, Waiting { row, entry, reserved_mib: 0, chosen: None });
     }
 
     fn keep(&mut self, lease: LeaseRow) {
@@ -453,6 +449,7 @@ impl Ledger {
             self.holdings.take(&waiting.entry.user, waiting.reserved_mib);
         }
         self.known.remove(&workload);
+        self.just_ended.insert(workload.clone(), reason.to_owned());
         self.effects.writes.push(Write::GiveUp { workload, at: now.wall, reason: reason.to_owned() });
         self.stir();
     }
@@ -465,6 +462,7 @@ impl Ledger {
         self.deadlines.remove(fence);
         self.renewed.remove(&fence);
         let workload = request.workload;
+        self.just_ended.insert(workload.clone(), reason.to_owned());
         self.effects.writes.push(Write::Release { fence, workload, at: now.wall, reason: reason.to_owned() });
         if let Some(slice) = slice {
             self.holders.remove(&(slice.gpu.clone(), (slice.profile, slice.placement.start)));
@@ -481,8 +479,7 @@ impl Ledger {
         let profile = gpu.model.profile(plan.placed.profile)?;
         let waiting = self.waiting.get_mut(&seq)?;
         let (uuid, placement) = (gpu.uuid.clone(), Placement { start: key.1, size: profile.columns });
-        tracing::debug!(workload = waiting.row.workload, gpu = gpu.index, profile = profile.name, start = key.1,
-            cost = plan.cost, action = ?plan.action, "chosen");
+        let chosen = waiting.chosen.insert(Chosen::from(plan));
         match &plan.action {
             Action::Reuse => {
                 let slice = self.slice(plan.gpu, key)?;
@@ -492,8 +489,9 @@ impl Ledger {
                 waiting.entry.preparing = true;
                 waiting.reserved_mib = profile.memory_mib;
                 let destroy: Vec<Key> = destroy.iter().filter_map(|placed| gpu.key(*placed)).collect();
-                tracing::info!(workload = waiting.row.workload, user = %waiting.row.user, gpu = gpu.index,
-                    profile = profile.name, start = key.1, destroyed = destroy.len(), "repartitioning");
+                tracing::info!(workload = waiting.row.workload, user = %waiting.row.user, need = %waiting.row.need,
+                    gpu = gpu.index, profile = profile.name, start = key.1, destroyed = ?destroy,
+                    cost = chosen.cost, action = chosen.action, why = chosen.why, "repartitioning");
                 let purpose = Purpose::Grant(seq, waiting.row.workload.clone());
                 self.begin(&uuid, destroy, Some((key.0, placement)), purpose, now);
             }
@@ -517,44 +515,13 @@ impl Ledger {
         Some((slice, profile.name.clone(), profile.memory_mib))
     }
 
+    /// How many leases hold no slice, or are about to be granted without one.
+    pub(super) fn sliceless_leases(&self) -> usize {
+        self.leases.len().saturating_sub(self.holders.len()) + self.sliceless.len()
+    }
+
     fn end_of_period(&self, now: Now) -> jiff::Timestamp {
         let period = SignedDuration::try_from(self.period).unwrap_or(SignedDuration::MAX);
         now.wall.checked_add(period).unwrap_or(jiff::Timestamp::MAX)
-    }
-}
-
-fn check_names(request: &LeaseRequest) -> Result<(), AllocatorError> {
-    let LeaseRequest { workload, user, .. } = request;
-    if !is_workload_name(workload) {
-        return Err(AllocatorError::Invalid(format!("`{}` cannot name a workload", workload.escape_debug())));
-    }
-    if user.is_empty() || user.len() > LONGEST_USER || user.contains(char::is_control) {
-        return Err(AllocatorError::Invalid(format!("`{}` cannot name a user", user.escape_debug())));
-    }
-    Ok(())
-}
-
-/// Refuses what alone is over its user's limits: it would wait for ever.
-fn within_limits(request: &LeaseRequest, resolution: &Resolution) -> Result<(), AllocatorError> {
-    let LeaseRequest { user, need, limits, .. } = request;
-    if !resolution.needs_gpu() {
-        return Ok(());
-    }
-    if limits.slices == Some(0) {
-        return Err(AllocatorError::Quota(format!("{user} may not hold any slice")));
-    }
-    match limits.gpu_memory_mib {
-        Some(most) if resolution.memory_mib > most => Err(AllocatorError::Quota(format!(
-            "{need} has {:.1} GiB; {user} may hold {:.1} GiB of GPU memory in all",
-            resolution.memory_mib as f64 / 1024.0,
-            most as f64 / 1024.0
-        ))),
-        _ => Ok(()),
-    }
-}
-
-impl From<&Resolution> for Resolved {
-    fn from(resolution: &Resolution) -> Self {
-        Self { profile: resolution.profile.clone(), memory_mib: resolution.memory_mib }
     }
 }

@@ -1,7 +1,7 @@
 //! What the ledger makes of what the GPUs' threads report.
 
 use super::{
-    gpu::{Barred, Doubt, Gpu, Key, Remedy},
+    gpu::{Barred, Doubt, Face, Gpu, Key, Remedy, Unread},
     ledger::Ledger,
     record::{Now, Purpose, Repartition, Status, Write},
 };
@@ -9,31 +9,47 @@ use crate::{
     geometry::resolve,
     node::{DriverError, Failure, Listed, Order, Reading, Report, Stage},
     placement::Pool,
+    queue::TROUBLES,
 };
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 /// A placement that the driver refused is not tried again for this long, unless the GPU changes.
 const BARRED: Duration = Duration::from_secs(30);
 
+/// What is known of all GPUs, as far as a list of the driver tells it.
+#[derive(PartialEq, Eq)]
+struct Roll {
+    down: Option<String>,
+    faults: Vec<Option<String>>,
+    unread: Vec<(u32, Option<String>, String)>,
+}
+
 impl Ledger {
-    /// Takes in a report.
+    /// Takes in a report. Nobody is woken by one that says what is known already.
     pub(super) fn report(&mut self, report: Report, now: Now) {
         match report {
             Report::Down(error) => self.driver_down(&error),
             Report::Listed(listed) => self.listed(&listed, now),
             Report::Gpu { uuid, reading, change } => {
                 self.read_at = now.wall;
+                let before = self.face(&uuid);
                 let change = change.and_then(|(id, result)| Some((self.finish(id)?, result)));
+                let changed = change.is_some();
                 self.observe(&uuid, reading, now);
                 if let Some((change, result)) = change {
                     self.outcome(change, result, now);
                 }
                 self.examine(&uuid, now);
                 self.rebuild(&uuid);
+                if changed || self.face(&uuid) != before {
+                    self.stir();
+                }
             }
-            Report::Xid { gpu, xid } => tracing::error!(gpu, ?xid, "a GPU reports a critical error"),
+            Report::Xid { gpu, xid } => {
+                let index = self.gpu(&gpu).map(|gpu| gpu.index);
+                tracing::error!(gpu = index, uuid = gpu, xid, "a GPU reports a critical error; it is read anew");
+            }
         }
-        self.stir();
     }
 
     /// Looks again at what is in doubt, where it is due.
@@ -59,6 +75,11 @@ impl Ledger {
                     remedy => repairs.push((gpu.uuid.clone(), *key, remedy)),
                 }
             }
+        }
+        for unread in self.unread.values_mut().filter(|unread| due(&unread.doubt)) {
+            unread.doubt.retry_at = Duration::MAX;
+            // One without a name can only be found in the next list.
+            orders.extend(unread.uuid.iter().map(|uuid| (uuid.clone(), Order::Read)));
         }
         self.effects.orders.append(&mut orders);
         for (gpu, key, remedy) in repairs {
@@ -128,7 +149,25 @@ impl Ledger {
         leased.chain(changing.flat_map(Repartition::slots)).collect()
     }
 
+    /// What is known of a GPU, as far as it matters to others.
+    fn face(&self, uuid: &str) -> (Option<Face>, Option<String>) {
+        let unread = self.unread.values().find(|unread| unread.uuid.as_deref() == Some(uuid));
+        (self.gpu(uuid).map(Gpu::face), unread.map(|unread| unread.doubt.reason.clone()))
+    }
+
+    /// What is known of all GPUs, as far as a list tells it.
+    fn roll(&self) -> Roll {
+        let fault = |gpu: &Gpu| gpu.fault.as_ref().map(|fault| fault.reason.clone());
+        let unread = |(index, unread): (&u32, &Unread)| (*index, unread.uuid.clone(), unread.doubt.reason.clone());
+        Roll {
+            down: self.down.clone(),
+            faults: self.gpus.iter().map(fault).collect(),
+            unread: self.unread.iter().map(unread).collect(),
+        }
+    }
+
     fn driver_down(&mut self, error: &DriverError) {
+        let before = self.roll();
         let reason = error.to_string();
         if self.down.as_ref() != Some(&reason) {
             tracing::warn!(reason, "only `cpu` can be granted until the driver answers");
@@ -138,20 +177,16 @@ impl Ledger {
             gpu.fault = Some(doubt);
         }
         self.down = Some(reason);
-        self.rebuild_all();
+        if self.roll() != before {
+            self.rebuild_all();
+        }
     }
 
     fn listed(&mut self, listed: &[Listed], now: Now) {
+        let before = self.roll();
         self.down = None;
         self.read_at = now.wall;
-        self.lost.clear();
-        for Listed { index, uuid } in listed {
-            let Err(error) = uuid else { continue };
-            let known = self.gpus.iter().any(|gpu| gpu.index == *index);
-            if !known {
-                self.lost.insert(*index, error.to_string());
-            }
-        }
+        self.list_unread(listed, now);
         let there: BTreeSet<&String> = listed.iter().filter_map(|gpu| gpu.uuid.as_ref().ok()).collect();
         let all_answer = there.len() == listed.len();
         for gpu in self.gpus.iter_mut().filter(|gpu| !there.contains(&gpu.uuid)) {
@@ -174,7 +209,48 @@ impl Ledger {
                 self.end(fence, "its GPU is no longer in the machine", now);
             }
         }
-        self.rebuild_all();
+        if self.roll() != before {
+            self.rebuild_all();
+        }
+    }
+
+    /// Keeps which GPUs of the list nothing is known of: they may be able to do what those that are known
+    /// cannot.
+    fn list_unread(&mut self, listed: &[Listed], now: Now) {
+        let mut before = std::mem::take(&mut self.unread);
+        for Listed { index, uuid } in listed {
+            let known = |gpu: &Gpu| uuid.as_ref().map_or(gpu.index == *index, |uuid| gpu.uuid == *uuid);
+            if self.gpus.iter().any(known) {
+                continue;
+            }
+            let before = before.remove(index).filter(|before| before.uuid.as_ref() == uuid.as_ref().ok());
+            let doubt = match (uuid, before) {
+                (Ok(_), Some(before)) => before.doubt,
+                // It is being read.
+                (Ok(_), None) => {
+                    Doubt { retry_at: Duration::MAX, ..Doubt::new("it has not answered yet", Remedy::Read, None, now) }
+                }
+                (Err(error), before) => {
+                    if before.is_none() {
+                        tracing::error!(gpu = index, %error, "a GPU that is listed does not tell its name");
+                    }
+                    let doubt = Doubt::new(error.to_string(), Remedy::Read, None, now);
+                    Doubt { retry_at: Duration::MAX, ..doubt }
+                }
+            };
+            self.unread.insert(*index, Unread { uuid: uuid.as_ref().ok().cloned(), doubt });
+        }
+    }
+
+    /// Why it cannot be said yet what the GPUs here can serve: the driver does not answer, or not for all that
+    /// it lists.
+    pub(super) fn unsure(&self) -> Option<String> {
+        if let Some(down) = self.down.as_ref().filter(|_| self.gpus.is_empty() || !self.unread.is_empty()) {
+            return Some(down.clone());
+        }
+        let each = self.unread.iter().map(|(index, unread)| format!("GPU {index}: {}", unread.doubt.reason));
+        let told: Vec<String> = each.take(TROUBLES).collect();
+        (!told.is_empty()).then(|| told.join("; "))
     }
 
     /// The record of a change that is over; none if it is not ours any more.
@@ -187,16 +263,9 @@ impl Ledger {
     fn observe(&mut self, uuid: &str, reading: Result<Reading, DriverError>, now: Now) {
         let reading = match reading {
             Ok(reading) => reading,
-            Err(error) => {
-                let Some(gpu) = self.gpu_mut(uuid) else { return };
-                if gpu.fault.is_none() {
-                    tracing::error!(gpu = gpu.index, uuid, %error, "a GPU is out of service");
-                }
-                gpu.fault = Some(Doubt::new(error.to_string(), Remedy::Read, gpu.fault.as_ref(), now));
-                return;
-            }
+            Err(error) => return self.not_read(uuid, &error, now),
         };
-        self.lost.remove(&reading.index);
+        self.unread.retain(|index, unread| *index != reading.index && unread.uuid.as_deref() != Some(uuid));
         match self.gpu_mut(uuid) {
             Some(gpu) => {
                 if gpu.fault.is_some() {
@@ -224,6 +293,33 @@ impl Ledger {
         self.compare(uuid, now);
     }
 
+    /// A GPU cannot be read: nothing is granted on it, and it is read again.
+    fn not_read(&mut self, uuid: &str, error: &DriverError, now: Now) {
+        let reason = error.to_string();
+        if let Some(gpu) = self.gpu_mut(uuid) {
+            if gpu.fault.is_none() {
+                tracing::error!(gpu = gpu.index, uuid, reason, "a GPU is out of service");
+            }
+            gpu.fault = Some(Doubt::new(reason, Remedy::Read, gpu.fault.as_ref(), now));
+            return;
+        }
+        let unread = self.unread.iter_mut().find(|(_, unread)| unread.uuid.as_deref() == Some(uuid));
+        let Some((index, unread)) = unread else { return };
+        let before = Some(&unread.doubt).filter(|before| before.reason == reason);
+        if before.is_none() {
+            tracing::error!(gpu = index, uuid, reason, "a GPU cannot be read; it is not used until it can");
+        }
+        unread.doubt = Doubt::new(reason, Remedy::Read, before, now);
+    }
+
+    /// Compares all leases with what was read last of the GPUs that answer.
+    pub(super) fn compare_all(&mut self, now: Now) {
+        let answer = self.gpus.iter().filter(|gpu| gpu.fault.is_none());
+        for uuid in answer.map(|gpu| gpu.uuid.clone()).collect::<Vec<_>>() {
+            self.compare(&uuid, now);
+        }
+    }
+
     /// Compares the leases on a GPU with what is there: the driver is believed.
     fn compare(&mut self, uuid: &str, now: Now) {
         let Some(gpu) = self.gpu(uuid) else { return };
@@ -249,6 +345,7 @@ impl Ledger {
         for (fence, slice) in moved {
             tracing::info!(fence, gpu = slice.gpu_index, uuid = slice.uuid, "the slice has another UUID or index now");
             self.effects.writes.push(Write::Slice { fence, slice: slice.clone() });
+            self.effects.changed = true;
             if let Some(lease) = self.leases.get_mut(&fence) {
                 lease.slice = Some(slice);
             }

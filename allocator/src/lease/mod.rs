@@ -6,6 +6,7 @@
 //! * `ledger` — the state and its transitions: no I/O, the time as an argument.
 //! * `store` — SQL.
 
+mod admit;
 mod deadlines;
 mod embedded;
 mod engine;

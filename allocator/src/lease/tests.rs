@@ -1,6 +1,8 @@
-//! The ledger against machines in memory, and the engine against its own death.
+//! The ledger against machines in memory; the engine against its own death, batches and GPUs that hang.
 
 mod crash;
+mod engine;
 mod ledger;
+mod told;
 
 pub(super) use crash::Crash;

@@ -11,27 +11,45 @@ use crate::{
     placement::plan,
     queue::{self, Block, Entry, Facts},
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use mlad::api::{GpuMap, Holder, Lease, Need, ProfileRoom, Slice, SliceState, Wait};
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::OnceLock};
 
-/// What there is to tell of all waiting requests together; good until something changes.
+/// Estimates are worked out anew this often while a lease is overdue: it may end any moment, and each moment that
+/// it does not puts off what comes after it.
+const OVERDUE: SignedDuration = SignedDuration::from_secs(5);
+
+/// What there is to tell of all waiting requests together; good until something changes, or until time has shown
+/// its estimates wrong.
 pub(super) struct Outlook {
     line: queue::Outlook,
     estimates: HashMap<u64, Timestamp>,
+    /// Until when the estimates are good.
+    until: Timestamp,
+    /// Every waiting request, first in line first: worked out when it is first needed.
+    order: OnceLock<Vec<u64>>,
     free: Vec<String>,
     faults: Vec<String>,
     troubles: Vec<String>,
 }
 
+impl Outlook {
+    /// Whether it can still be told.
+    pub(super) fn is_good(&self, now: Timestamp) -> bool {
+        now <= self.until
+    }
+}
+
 impl Ledger {
     /// What became of the request of a workload; none if it neither waits nor holds anything.
-    pub(super) fn state(&self, workload: &str, outlook: &Outlook) -> Option<LeaseState> {
-        match self.known.get(workload)? {
+    pub(super) fn state(&self, workload: &str, outlook: &Outlook, now: Timestamp) -> Option<LeaseState> {
+        let Some(standing) = self.known.get(workload) else {
+            let reason = self.just_ended.get(workload)?.clone();
+            return Some(LeaseState::Ended { reason });
+        };
+        match standing {
             Standing::Waiting(seq) => {
-                let last = self.waiting.last_key_value().is_some_and(|(last, _)| last == seq);
-                let ahead = if last { self.waiting.len() - 1 } else { self.waiting.range(..seq).count() };
-                Some(LeaseState::Waiting(self.wait(self.waiting.get(seq)?, ahead, outlook)))
+                Some(LeaseState::Waiting(self.wait(self.waiting.get(seq)?, self.ahead(*seq, outlook), outlook, now)))
             }
             Standing::Leased(fence) => Some(match self.leases.get(fence)? {
                 LeaseRow { status: Status::Over(reason), .. } => LeaseState::Ended { reason: reason.clone() },
@@ -40,11 +58,24 @@ impl Ledger {
         }
     }
 
+    /// How many requests wait ahead of one.
+    fn ahead(&self, seq: u64, outlook: &Outlook) -> usize {
+        // Who has just asked is the last, and needs no list of all.
+        if self.waiting.last_key_value().is_some_and(|(last, _)| *last == seq) {
+            return self.waiting.len() - 1;
+        }
+        let order = outlook.order.get_or_init(|| self.waiting.keys().copied().collect());
+        order.binary_search(&seq).unwrap_or_else(|at| at)
+    }
+
     /// The lease of a workload.
     pub(super) fn lease(&self, workload: &str) -> Result<Lease, AllocatorError> {
         match self.known.get(workload) {
             Some(Standing::Leased(fence)) => self.leases.get(fence).map(LeaseRow::to_api),
-            _ => None,
+            None if self.just_ended.contains_key(workload) => {
+                return Err(AllocatorError::Ended(workload.to_owned()));
+            }
+            Some(Standing::Waiting(_)) | None => None,
         }
         .ok_or_else(|| AllocatorError::Unknown(workload.to_owned()))
     }
@@ -62,20 +93,23 @@ impl Ledger {
         let line = queue::Outlook::new(entries(), &self.holdings, &self.pool, &self.policy);
         let block = |entry| (entry, line.block(entry, &self.holdings, &self.pool, &self.policy));
         let near: Vec<(&Entry, Block)> = entries().take(queue::LOOK_AHEAD).map(block).collect();
-        let ends: Vec<_> = self.leases.values().filter_map(|lease| self.known_end(lease, now)).collect();
+        let ends: Vec<_> = self.leases.values().filter_map(|lease| self.known_end(lease)).collect();
+        let again = now.checked_add(OVERDUE).unwrap_or(Timestamp::MAX);
+        let wrong = |end: Timestamp| if end > now { end } else { again };
+        let until = ends.iter().map(|(end, ..)| wrong(*end)).min().unwrap_or(Timestamp::MAX);
         let estimates = queue::estimates(&near, &ends, &self.pool, &self.policy, now);
         let estimates = near.iter().zip(estimates).filter_map(|((entry, _), at)| Some((entry.seq, at?))).collect();
         let faults = self.faults();
         let troubles = self.gpus.iter().flat_map(Gpu::troubles).chain(faults.clone()).collect();
-        Outlook { line, estimates, free: self.free_profiles(), faults, troubles }
+        Outlook { line, estimates, until, order: OnceLock::new(), free: self.free_profiles(), faults, troubles }
     }
 
     /// Every waiting request, first in line first.
-    pub(super) fn waits(&self, outlook: &Outlook) -> Vec<Wait> {
-        self.waiting.values().enumerate().map(|(ahead, waiting)| self.wait(waiting, ahead, outlook)).collect()
+    pub(super) fn waits(&self, outlook: &Outlook, now: Timestamp) -> Vec<Wait> {
+        self.waiting.values().enumerate().map(|(ahead, waiting)| self.wait(waiting, ahead, outlook, now)).collect()
     }
 
-    fn wait(&self, waiting: &Waiting, ahead: usize, outlook: &Outlook) -> Wait {
+    fn wait(&self, waiting: &Waiting, ahead: usize, outlook: &Outlook, now: Timestamp) -> Wait {
         let Waiting { row, entry, .. } = waiting;
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let block = outlook.line.block(entry, &self.holdings, &self.pool, &self.policy);
@@ -100,24 +134,25 @@ impl Ledger {
             detail,
             place: number(ahead + 1),
             waiting: number(self.waiting.len()),
-            estimate: outlook.estimates.get(&row.seq).copied(),
+            // One that has passed may come true any moment.
+            estimate: outlook.estimates.get(&row.seq).map(|estimate| *estimate.max(&now)),
         }
     }
 
     /// Every GPU and what is on it.
     pub(super) fn map(&self) -> GpuMap {
         let mut gpus: Vec<mlad::api::Gpu> = self.gpus.iter().map(|gpu| self.gpu_to_api(gpu)).collect();
-        gpus.extend(self.lost.iter().map(|(index, reason)| mlad::api::Gpu {
+        gpus.extend(self.unread.iter().map(|(index, unread)| mlad::api::Gpu {
             node: self.node.clone(),
             index: *index,
-            uuid: "unknown".to_owned(),
+            uuid: unread.uuid.clone().unwrap_or_else(|| "unknown".to_owned()),
             model: "unknown".to_owned(),
             memory_mib: 0,
             mig: false,
             columns: 0,
             slices: Vec::new(),
             profiles: Vec::new(),
-            fault: Some(reason.clone()),
+            fault: Some(unread.doubt.reason.clone()),
         }));
         gpus.sort_by_key(|gpu| gpu.index);
         GpuMap { gpus, as_of: self.read_at }
@@ -188,12 +223,12 @@ impl Ledger {
     }
 
     /// When and where a lease is known to end; one that is overdue may end any moment.
-    fn known_end(&self, lease: &LeaseRow, now: Timestamp) -> Option<(Timestamp, usize, crate::geometry::Placed)> {
+    fn known_end(&self, lease: &LeaseRow) -> Option<(Timestamp, usize, crate::geometry::Placed)> {
         let slice = lease.slice.as_ref()?;
         let end = queue::after(lease.granted_at, lease.request.expected_seconds?)?;
         let at = self.gpus.iter().position(|gpu| gpu.uuid == slice.gpu)?;
         let placed = self.gpus.get(at)?.placed((slice.profile, slice.placement.start))?;
-        Some((end.max(now), at, placed))
+        Some((end, at, placed))
     }
 
     /// Names of the base profiles for which there is space now, largest first.
@@ -216,8 +251,8 @@ impl Ledger {
             return vec![down.clone()];
         }
         let known = self.gpus.iter().filter_map(|gpu| Some((gpu.index, &gpu.fault.as_ref()?.reason)));
-        let lost = self.lost.iter().map(|(index, reason)| (*index, reason));
-        known.chain(lost).map(|(index, reason)| format!("GPU {index}: {reason}")).collect()
+        let unread = self.unread.iter().map(|(index, unread)| (*index, &unread.doubt.reason));
+        known.chain(unread).map(|(index, reason)| format!("GPU {index}: {reason}")).collect()
     }
 }
 

@@ -1,8 +1,8 @@
 //! GPUs that do not do as they are told.
 
-use super::{ask, get, granted, host::Host, machine::Machine, until, waiting};
+use super::{ask, ended, get, granted, host::Host, machine::Machine, until, waiting};
 use mlad::api::{SliceState, WaitReason};
-use mlad_allocator::{AllocatorError, LeaseState};
+use mlad_allocator::{Allocate, AllocatorError};
 use nvidia_ml_sim::state::{Device, FaultKind, Process};
 use std::time::Instant;
 
@@ -13,7 +13,8 @@ pub(crate) async fn in_use(host: Host) {
     let allocator = running.allocator();
     get(allocator, "w-1-1", "4g.20gb").await;
     allocator.release("w-1-1").await.unwrap();
-    machine.fault(FaultKind::DestroyInUse, 0, 2, None);
+    // As often as it is tried, until it has been seen.
+    machine.fault(FaultKind::DestroyInUse, 0, 1000, None);
     allocator.request(&ask("w-2-1", "bob", "7g.40gb")).await.unwrap();
     until(allocator, async || {
         let slices = allocator.map().await.unwrap().gpus.remove(0).slices;
@@ -22,6 +23,7 @@ pub(crate) async fn in_use(host: Host) {
         (slices.first()?.state == SliceState::Quarantined && wait.reason == WaitReason::NoSlice && told).then_some(())
     })
     .await;
+    machine.change(|state| state.clear_faults(None));
     granted(allocator, "w-2-1").await;
     assert_eq!(machine.slices().len(), 1);
     running.stop().await;
@@ -60,14 +62,14 @@ pub(crate) async fn slow_destroy(host: Host) {
     let allocator = running.allocator();
     get(allocator, "w-1-1", "1g.5gb").await;
     allocator.release("w-1-1").await.unwrap();
-    machine.fault(FaultKind::SlowDestroy, 0, 1, Some(3000));
+    machine.fault(FaultKind::SlowDestroy, 0, 1, Some(15_000));
     let begun = Instant::now();
     allocator.request(&ask("w-2-1", "bob", "7g.40gb")).await.unwrap();
     assert_eq!(waiting(allocator, "w-2-1").await.reason, WaitReason::Repartitioning);
     get(allocator, "w-3-1", "2g.12gb").await;
-    assert!(matches!(allocator.state("w-2-1").await.unwrap(), LeaseState::Waiting(_)));
+    waiting(allocator, "w-2-1").await;
     granted(allocator, "w-2-1").await;
-    assert!(begun.elapsed().as_secs() >= 3);
+    assert!(begun.elapsed().as_secs() >= 15);
     running.stop().await;
 }
 
@@ -79,7 +81,7 @@ pub(crate) async fn lost(host: Host) {
     let held = get(allocator, "w-1-1", "1g.5gb").await;
     let gpu = held.gpu_index.unwrap();
     machine.fault(FaultKind::Lost, gpu, 1, None);
-    let fault = until(allocator, async || allocator.map().await.unwrap().gpus[gpu as usize].fault.clone()).await;
+    let fault = until(allocator, async || fault_of(allocator, gpu as usize).await).await;
     assert!(fault.contains("does not answer"), "{fault}");
     assert_eq!(allocator.renew("w-1-1", held.fence).await.unwrap().uuids, held.uuids);
     let other = get(allocator, "w-2-1", "7g.40gb").await;
@@ -90,6 +92,34 @@ pub(crate) async fn lost(host: Host) {
     machine.change(|state| state.reset_gpu(gpu).unwrap());
     assert_eq!(granted(allocator, "w-3-1").await.gpu_index, Some(gpu));
     running.stop().await;
+}
+
+/// Started while its only GPU is off the bus, it says so, and not that nothing is possible; the GPU is used when it
+/// is back.
+pub(crate) async fn lost_at_the_start(host: Host) {
+    let machine = Machine::new("A100-40GB", 1);
+    let running = host.start(&machine).await;
+    let held = get(running.allocator(), "w-1-1", "1g.5gb").await;
+    running.stop().await;
+    machine.fault(FaultKind::Lost, 0, 1, None);
+    let running = host.start(&machine).await;
+    let allocator = running.allocator();
+    let refused = |error: AllocatorError| {
+        assert!(matches!(&error, AllocatorError::Driver(text) if text.contains("does not answer")), "{error}");
+    };
+    refused(allocator.resolve(&"1g.5gb".parse().unwrap()).await.unwrap_err());
+    refused(allocator.request(&ask("w-2-1", "bob", "1g.5gb")).await.unwrap_err());
+    assert!(fault_of(allocator, 0).await.is_some_and(|fault| fault.contains("does not answer")));
+    assert_eq!(allocator.renew("w-1-1", held.fence).await.unwrap().uuids, held.uuids, "nobody knows better");
+    machine.change(|state| state.reset_gpu(0).unwrap());
+    until(allocator, async || fault_of(allocator, 0).await.is_none().then_some(())).await;
+    get(allocator, "w-3-1", "1g.5gb").await;
+    assert!(ended(allocator, "w-1-1").await.contains("vanished"), "the reset took its slice");
+    running.stop().await;
+}
+
+async fn fault_of(allocator: &dyn Allocate, gpu: usize) -> Option<String> {
+    allocator.map().await.unwrap().gpus[gpu].fault.clone()
 }
 
 /// An idle instance on which somebody else computes is not granted.

@@ -1,8 +1,11 @@
 //! Grants, refusals, limits, order.
 
 use super::{ask, ended, get, granted, host::Host, machine::Machine, until, waiting};
+use jiff::Timestamp;
 use mlad::api::{Need, SliceState, WaitReason};
 use mlad_allocator::{Allocate, AllocatorError, LeaseRequest, LeaseState, Limits};
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// 24 of 40 requests for 2g.10gb fit on eight A100; the rest wait, their places counting down.
 pub(crate) async fn forty_people(host: Host) {
@@ -227,9 +230,10 @@ pub(crate) async fn changes(host: Host) {
     let running = host.start(&machine).await;
     let allocator: &dyn Allocate = running.allocator();
     let before = allocator.changed(0).await.unwrap();
-    let (now, ()) = tokio::join!(async { allocator.changed(before).await.unwrap() }, async {
-        get(allocator, "w-1-1", "cpu").await;
-    });
+    let changed = async |before: u64| {
+        timeout(Duration::from_secs(60), allocator.changed(before)).await.expect("nothing is told").unwrap()
+    };
+    let (now, _) = tokio::join!(changed(before), get(allocator, "w-1-1", "cpu"));
     assert_ne!(now, before);
     let estimate = LeaseRequest { expected_seconds: Some(3600), ..ask("w-2-1", "bob", "7g.40gb") };
     allocator.request(&estimate).await.unwrap();
@@ -237,5 +241,20 @@ pub(crate) async fn changes(host: Host) {
     allocator.request(&ask("w-3-1", "carol", "1g.5gb")).await.unwrap();
     let told = until(allocator, async || waiting(allocator, "w-3-1").await.estimate).await;
     assert_eq!(told.duration_since(held.granted_at).as_secs(), 3600);
+
+    // What is asked, what is only kept, and a GPU that is read and is as it was, are no changes.
+    let before = allocator.changed(0).await.unwrap();
+    allocator.renew("w-2-1", held.fence).await.unwrap();
+    allocator.waits().await.unwrap();
+    allocator.release("w-never-1").await.unwrap();
+    allocator.request(&ask("w-4-1", "dave", "9g.99gb")).await.unwrap_err();
+    let now = Timestamp::now();
+    machine.change(|state| state.xid(0, 13, None).unwrap());
+    // That it was read is told by nothing but the time of the reading.
+    let read_anew = async { while allocator.map().await.unwrap().as_of <= now {} };
+    timeout(Duration::from_secs(60), read_anew).await.expect("the event has the GPU read");
+    assert_eq!(allocator.changed(0).await.unwrap(), before);
+    allocator.release("w-3-1").await.unwrap();
+    assert_ne!(changed(before).await, before);
     running.stop().await;
 }

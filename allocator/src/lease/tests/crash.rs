@@ -26,6 +26,9 @@ use std::{
 };
 use tokio::{sync::Notify, time::timeout};
 
+/// Far more than anything here takes.
+const BOUND: Duration = Duration::from_secs(60);
+
 /// Death at the nth point.
 pub(in crate::lease) struct Crash {
     left: AtomicI64,
@@ -168,7 +171,7 @@ impl Promised {
         };
         let mut seen = 0;
         while matches!(state, LeaseState::Waiting(_)) {
-            seen = allocator.changed(seen).await.unwrap();
+            seen = timeout(BOUND, allocator.changed(seen)).await.expect("nothing changes any more").unwrap();
             state = allocator.state(workload).await.unwrap();
         }
         let LeaseState::Granted(lease) = state else { panic!("{workload}: {state:?}") };
@@ -253,7 +256,7 @@ async fn lives(points: i64) -> bool {
     let half_made = || sim.state().unwrap().gpus[0].instances.iter().any(|instance| instance.compute.len() != 1);
     let mut seen = 0;
     while half_made() {
-        let changed = timeout(Duration::from_secs(60), allocator.changed(seen)).await;
+        let changed = timeout(BOUND, allocator.changed(seen)).await;
         seen = changed.expect("something is left half-made").unwrap();
     }
     allocator.kill().await;
@@ -264,7 +267,8 @@ async fn lives(points: i64) -> bool {
 async fn death_at_every_point_of_writing() {
     let mut points = 0;
     loop {
-        let died = futures::future::join_all((points..points + 8).map(lives)).await;
+        let eight = futures::future::join_all((points..points + 8).map(lives));
+        let died = timeout(BOUND * 5, eight).await.expect("a life has no end");
         points += died.iter().filter(|died| **died).count() as i64;
         if died.contains(&false) {
             break;

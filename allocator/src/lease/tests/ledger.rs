@@ -16,17 +16,17 @@ use proptest::prelude::*;
 use std::{collections::BTreeMap, time::Duration};
 
 /// A ledger with GPUs in memory and a clock of its own.
-struct World {
-    ledger: Ledger,
-    gpus: Vec<FakeGpu>,
+pub(super) struct World {
+    pub(super) ledger: Ledger,
+    pub(super) gpus: Vec<FakeGpu>,
     /// Changes that were ordered and not done yet.
     ordered: Vec<(usize, Change)>,
-    now: Now,
+    pub(super) now: Now,
     greatest_fence: u64,
 }
 
 impl World {
-    fn new(keys: &[&str]) -> Self {
+    pub(super) fn new(keys: &[&str]) -> Self {
         let gpus: Vec<FakeGpu> = (0..).zip(keys).map(|(index, key)| FakeGpu::new(index, key)).collect();
         let now = Now { wall: Timestamp::from_second(1_800_000_000).unwrap(), steady: Duration::ZERO };
         let ledger = Ledger::new("node-1".to_owned(), Duration::from_secs(60));
@@ -35,7 +35,7 @@ impl World {
         world
     }
 
-    fn list(&mut self) {
+    pub(super) fn list(&mut self) {
         let listed = self.gpus.iter().map(|gpu| &gpu.reading);
         let listed = listed.map(|gpu| Listed { index: gpu.index, uuid: Ok(gpu.uuid.clone()) }).collect();
         self.ledger.report(Report::Listed(listed), self.now);
@@ -45,20 +45,31 @@ impl World {
         self.settle();
     }
 
-    fn ask(&mut self, workload: &str, need: &str, limits: Limits) -> Result<(), AllocatorError> {
+    pub(super) fn ask(&mut self, workload: &str, need: &str, limits: Limits) -> Result<(), AllocatorError> {
+        self.ask_for(workload, need, limits, None)
+    }
+
+    /// Asks for a workload of known length.
+    pub(super) fn ask_for(
+        &mut self,
+        workload: &str,
+        need: &str,
+        limits: Limits,
+        expected_seconds: Option<u64>,
+    ) -> Result<(), AllocatorError> {
         let request = LeaseRequest {
             workload: workload.to_owned(),
             user: workload.chars().take(1).collect(),
             need: need.parse().unwrap(),
             limits,
-            expected_seconds: None,
+            expected_seconds,
         };
         let result = self.ledger.request(&request, self.now);
         self.settle();
         result
     }
 
-    fn pass(&mut self, seconds: u64) {
+    pub(super) fn pass(&mut self, seconds: u64) {
         self.now.steady += Duration::from_secs(seconds);
         self.now.wall += Duration::from_secs(seconds);
         self.ledger.tick(self.now);
@@ -66,7 +77,7 @@ impl World {
     }
 
     /// What the engine does after every step: schedule, write down, give orders.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         self.ledger.schedule(self.now);
         let effects = std::mem::take(&mut self.ledger.effects);
         for write in &effects.writes {
@@ -86,7 +97,7 @@ impl World {
     }
 
     /// Does the changes that are ordered until none is left.
-    fn finish(&mut self) {
+    pub(super) fn finish(&mut self) {
         while !self.ordered.is_empty() {
             self.carry_out(0, Fails::Never);
         }
@@ -99,11 +110,11 @@ impl World {
         self.settle();
     }
 
-    fn state(&self, workload: &str) -> Option<LeaseState> {
-        self.ledger.state(workload, &self.ledger.outlook(self.now.wall))
+    pub(super) fn state(&self, workload: &str) -> Option<LeaseState> {
+        self.ledger.state(workload, &self.ledger.outlook(self.now.wall), self.now.wall)
     }
 
-    fn is_granted(&self, workload: &str) -> bool {
+    pub(super) fn is_granted(&self, workload: &str) -> bool {
         matches!(self.state(workload), Some(LeaseState::Granted(_)))
     }
 
@@ -148,7 +159,7 @@ impl World {
     }
 }
 
-const FREE: Limits = Limits { slices: None, gpu_memory_mib: None };
+pub(super) const FREE: Limits = Limits { slices: None, gpu_memory_mib: None };
 
 #[test]
 fn an_expired_lease_holds_its_slice_until_its_holder_is_heard_of() {
