@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Machine, Slices};
+use nvidia_ml_sim::state::FaultKind;
 use nvml_wrapper::bitmasks::event::EventTypes;
 use nvml_wrapper::enum_wrappers::device::{Brand, EccCounter, MemoryError, TemperatureSensor};
 use nvml_wrapper::enums::device::{DeviceArchitecture, UsedGpuMemory};
@@ -288,7 +289,10 @@ fn fault_slow_destroy_holds_up_nobody_else() {
     let slices = Slices::new(&nvml, 0);
     let (instance, compute) = slices.slice(19, 0).unwrap();
     slices.destroy_compute(compute).unwrap();
-    machine.tool(&["fault", "slow-destroy", "--on", "gpu-instance", "--milliseconds", "5000", "--times", "1"]);
+    machine.tool(&["fault", "slow-destroy", "--on", "gpu-instance", "--milliseconds", "15000", "--times", "1"]);
+    let set = nvml.create_event_set().unwrap();
+    let device = nvml.device_by_index(0).unwrap();
+    let set = device.register_events(EventTypes::MIG_CONFIG_CHANGE, set).map_err(|error| error.error).unwrap();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let handle = instance.addr();
@@ -299,19 +303,25 @@ fn fault_slow_destroy_holds_up_nobody_else() {
             done.store(true, Ordering::SeqCst);
             (code, begun.elapsed())
         });
-        // As soon as the fault is used up the destroy is under way.
-        while machine.tool(&["show"]).contains("slow-destroy") {}
+        // As soon as the fault is used up the destroy is under way; no event tells that, and none comes before
+        // the end.
+        let until = Instant::now() + Duration::from_secs(60);
+        while machine.state().faults.iter().any(|fault| fault.kind == FaultKind::SlowDestroy) {
+            assert!(Instant::now() < until, "the destroy does not begin");
+            assert!(matches!(set.wait(10), Err(NvmlError::Timeout)));
+        }
         let other = Slices::new(nvml, 1);
         let (instance, compute) = other.slice(0, 0).unwrap();
         other.destroy_compute(compute).unwrap();
         other.destroy(instance).unwrap();
         assert_eq!(slices.instances(19).len(), 1, "still there");
         assert!(!done.load(Ordering::SeqCst), "the other GPU did not wait");
+        assert_eq!(set.wait(60_000).unwrap().event_type, EventTypes::MIG_CONFIG_CHANGE);
+        assert_eq!(slices.instances(19), []);
         let (code, time) = slow.join().unwrap();
         assert_eq!(code, SUCCESS);
-        assert!(time >= Duration::from_millis(5000));
+        assert!(time >= Duration::from_secs(15));
     });
-    assert_eq!(slices.instances(19), []);
 }
 
 #[test]

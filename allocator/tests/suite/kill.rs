@@ -13,9 +13,12 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::timeout};
 
+/// Far more than anything here takes.
+const BOUND: Duration = Duration::from_secs(120);
 const USERS: usize = 8;
 const ROUNDS: usize = 12;
 const NEEDS: [&str; 6] = ["1g.5gb", "2g.10gb", "3g.20gb", "1g.5gb", "7g.40gb", "cpu"];
@@ -59,11 +62,15 @@ impl Person {
             state => state?,
         };
         self.count();
-        let mut seen = 0;
-        while matches!(state, LeaseState::Waiting(_)) {
-            seen = self.client.changed(seen).await?;
-            state = self.client.state(&workload).await?;
-        }
+        let wait = async {
+            let mut seen = 0;
+            while matches!(state, LeaseState::Waiting(_)) {
+                seen = self.client.changed(seen).await?;
+                state = self.client.state(&workload).await?;
+            }
+            Ok::<_, AllocatorError>(())
+        };
+        timeout(BOUND, wait).await.expect("it waits for ever")?;
         let LeaseState::Granted(lease) = state else { panic!("{workload}: {state:?}") };
         {
             let mut answers = self.answers.lock().unwrap();
@@ -116,11 +123,11 @@ async fn killed_again_and_again() {
             .collect();
         // Each time at another moment of what they are doing.
         while answered.load(Ordering::SeqCst) < 5 + round * 7 {
-            news.notified().await;
+            timeout(BOUND, news.notified()).await.expect("nobody is answered any more");
         }
         drop(running);
         for person in people {
-            let (number, turns) = person.await.unwrap();
+            let (number, turns) = timeout(BOUND, person).await.expect("a call has no end").unwrap();
             had[number] = turns;
         }
     }

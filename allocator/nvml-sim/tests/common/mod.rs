@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use nvidia_ml_sim::state::State;
 use nvml_wrapper::Nvml;
 use nvml_wrapper_sys::bindings::*;
 
@@ -46,6 +47,11 @@ impl Machine {
     /// Where its state is kept.
     pub(crate) fn state_file(&self) -> PathBuf {
         self.folder.path().join("libnvidia-ml.so.state.json")
+    }
+
+    /// The machine as it is now.
+    pub(crate) fn state(&self) -> State {
+        serde_json::from_slice(&std::fs::read(self.state_file()).unwrap()).unwrap()
     }
 
     pub(crate) fn folder(&self) -> &Path {
