@@ -2,7 +2,7 @@ use super::*;
 use crate::runtime::{Found, RuntimeEvent, StartProgress, WorkloadSpec};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use mlad::channel::Exit;
+use mlad::channel::JobResult;
 use std::{collections::BTreeMap, time::Duration};
 use tokio::net::UnixStream;
 
@@ -26,7 +26,7 @@ impl Runtime for Images {
     async fn inspect(&self, _: &str) -> Result<Option<Found>, RuntimeError> {
         Ok(None)
     }
-    async fn result(&self, _: &str) -> Result<Option<Exit>, RuntimeError> {
+    async fn result(&self, _: &str) -> Result<Option<JobResult>, RuntimeError> {
         Ok(None)
     }
     fn events(&self) -> BoxStream<'static, RuntimeEvent> {

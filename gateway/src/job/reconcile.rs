@@ -275,13 +275,13 @@ impl Controller {
     /// The container ended: its result becomes the job's verdict, before the container is removed.
     async fn collect(&self, job: &JobRecord, name: AttemptName, ended: &Ended) -> Result<Step, Fault> {
         let memory = job.spec.memory_mib.unwrap_or(self.config.container.memory_mib);
-        let out_of_memory = ended
-            .out_of_memory
-            .then(|| format!("the {memory} MiB of memory of its container were used up; ask for more with --memory"));
         let result = self.runtime.result(&name.to_string()).await?;
+        // The engine may not know it yet, or the agent not have lived to say it.
+        let out_of_memory = (ended.out_of_memory || result.as_ref().is_some_and(|result| result.out_of_memory))
+            .then(|| format!("the {memory} MiB of memory of its container were used up; ask for more with --memory"));
         let overdue = job.life.reason == Some(JobReason::TimeLimit);
         let next = match (result, ended.exit_code) {
-            (Some(exit), _) => job.life.ended(&exit, out_of_memory)?,
+            (Some(result), _) => job.life.ended(&result.exit, out_of_memory)?,
             (None, _) if out_of_memory.is_some() || overdue => job.life.killed(out_of_memory)?,
             // The agent ends as its command did, and never with 0 of its own.
             (None, 0) => job.life.ended(&Exit::Status(0), None)?,

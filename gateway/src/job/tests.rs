@@ -6,7 +6,7 @@ use crate::{
 use futures::StreamExt as _;
 use mlad::{
     api::NewUser,
-    channel::{AgentConfig, Exit},
+    channel::{AgentConfig, Exit, JobResult},
 };
 use std::{io::Write as _, path::PathBuf};
 use tempfile::TempDir;
@@ -160,6 +160,17 @@ async fn how_a_command_ends_is_told() {
         assert_eq!((job.reason, job.own_exit_code()), (Some(reason), code));
         assert_eq!(job.detail.is_some_and(|detail| detail.contains("16384 MiB")), out_of_memory);
     }
+}
+
+#[tokio::test]
+async fn an_engine_that_learns_of_used_up_memory_too_late_does_not_hide_it() {
+    let place = Place::new(0);
+    let gateway = place.gateway().await;
+    let id = gateway.submit(CPU).await;
+    gateway.until_state(id, JobState::Running).await;
+    place.world.end_as_told("j-1-1", JobResult { exit: killed(), out_of_memory: true }, false);
+    let job = gateway.until_state(id, JobState::Failed).await;
+    assert_eq!((job.reason, job.own_exit_code()), (Some(JobReason::OutOfMemory), 137));
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ pub use docker::Docker;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use mlad::channel::{AgentConfig, Exit};
+use mlad::channel::{AgentConfig, JobResult};
 use std::{path::PathBuf, time::Duration};
 use tokio::net::UnixStream;
 
@@ -75,7 +75,8 @@ pub enum FoundState {
 pub struct Ended {
     /// Exit code of its process 1.
     pub exit_code: i64,
-    /// Whether its memory was used up.
+    /// Whether its memory was used up, as far as the runtime knows: it may learn that after the end, or never.
+    /// [`JobResult::out_of_memory`] is a job's agent's word on it.
     pub out_of_memory: bool,
 }
 
@@ -185,7 +186,7 @@ pub trait Runtime: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the engine does not answer or the host's disk fails.
-    async fn result(&self, name: &str) -> Result<Option<Exit>, RuntimeError>;
+    async fn result(&self, name: &str) -> Result<Option<JobResult>, RuntimeError>;
 
     /// News, without end: reconnects by itself and says `Resync` when it did (and at the beginning).
     fn events(&self) -> BoxStream<'static, RuntimeEvent>;

@@ -7,7 +7,7 @@ use futures::{
     StreamExt as _,
     stream::{self, BoxStream},
 };
-use mlad::channel::Exit;
+use mlad::channel::{Exit, JobResult};
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
@@ -95,7 +95,7 @@ impl Runtime for FakeRuntime {
         self.call(|world| Ok(world.lock().containers.get(name).map(found))).await
     }
 
-    async fn result(&self, name: &str) -> Result<Option<Exit>, RuntimeError> {
+    async fn result(&self, name: &str) -> Result<Option<JobResult>, RuntimeError> {
         self.call(|world| Ok(world.lock().containers.get(name).and_then(|container| container.result.clone()))).await
     }
 

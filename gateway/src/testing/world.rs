@@ -4,7 +4,7 @@ use crate::runtime::{Ended, FoundState, RuntimeError, RuntimeEvent, WorkloadSpec
 use jiff::{SignedDuration, Timestamp};
 use mlad::{
     api::{Lease, Need, Wait, WaitReason},
-    channel::Exit,
+    channel::{Exit, JobResult},
 };
 use mlad_allocator::{LeaseRequest, LeaseState};
 use std::{
@@ -29,7 +29,7 @@ pub(crate) struct World {
 pub(crate) struct Container {
     pub(crate) spec: WorkloadSpec,
     pub(crate) state: FoundState,
-    pub(crate) result: Option<Exit>,
+    pub(crate) result: Option<JobResult>,
     /// How often it was told to end.
     pub(crate) terminated: u32,
 }
@@ -116,14 +116,19 @@ impl World {
         self.lock().violations.clone()
     }
 
-    /// The container's command ends like this.
+    /// The container's command ends like this; the engine knows whether its memory was used up.
     pub(crate) fn end(&self, name: &str, exit: Exit, out_of_memory: bool) {
+        self.end_as_told(name, JobResult { exit, out_of_memory: false }, out_of_memory);
+    }
+
+    /// The container's command ends like this in its agent's words, and the engine's on its memory are these.
+    pub(crate) fn end_as_told(&self, name: &str, result: JobResult, out_of_memory: bool) {
         let mut inner = self.lock();
         let Some(container) = inner.containers.get_mut(name) else { return };
         if container.state == FoundState::Running {
-            let exit_code = if let Exit::Status(code) = &exit { i64::from(*code) } else { 137 };
+            let exit_code = if let Exit::Status(code) = &result.exit { i64::from(*code) } else { 137 };
             container.state = FoundState::Ended(Ended { exit_code, out_of_memory });
-            container.result = Some(exit);
+            container.result = Some(result);
         }
         drop(inner);
         self.changed(name);

@@ -8,7 +8,7 @@ use super::{
     process::{Ending, Process},
     server::Shared,
 };
-use crate::channel::{Exit, JobRun};
+use crate::channel::{Exit, JobResult, JobRun};
 use rustix::process::Signal;
 use std::{
     ffi::OsString,
@@ -30,22 +30,22 @@ pub(super) async fn run(
     shared: &Shared,
     stop: &CancellationToken,
 ) -> Result<Exit, AgentError> {
-    if let Some(exit) = earlier(paths)? {
-        tracing::info!(?exit, "the job's command has run already; it does not run again");
-        return Ok(exit);
+    if let Some(result) = earlier(paths)? {
+        tracing::info!(?result, "the job's command has run already; it does not run again");
+        return Ok(result.exit);
     }
     let failed = |path: &Path| AgentError::system(format!("cannot write {}", path.display()));
     write_durably(&paths.started, b"").map_err(failed(&paths.started))?;
-    let exit = match start(job, shared) {
+    let result = match start(job, shared) {
         Ok(process) => attend(job, process, shared, stop).await,
         Err(error) => {
             tracing::error!(%error, "the job's command cannot be started");
-            Exit::Status(126)
+            JobResult { exit: Exit::Status(126), out_of_memory: false }
         }
     };
-    tracing::info!(?exit, "the job's command has ended");
-    save(&exit, &paths.result).map_err(failed(&paths.result))?;
-    Ok(exit)
+    tracing::info!(?result, "the job's command has ended");
+    save(&result, &paths.result).map_err(failed(&paths.result))?;
+    Ok(result.exit)
 }
 
 /// The exit code of an agent whose job ended so: as a shell would have it.
@@ -60,7 +60,7 @@ pub(super) fn exit_code(exit: &Exit) -> ExitCode {
 }
 
 /// What an earlier run of this container left: a result, or the mark of a start that came to none.
-fn earlier(paths: &Paths) -> Result<Option<Exit>, AgentError> {
+fn earlier(paths: &Paths) -> Result<Option<JobResult>, AgentError> {
     let system = |source| AgentError::System { what: format!("cannot read {}", paths.result.display()), source };
     match std::fs::read(&paths.result) {
         Ok(text) => {
@@ -74,8 +74,9 @@ fn earlier(paths: &Paths) -> Result<Option<Exit>, AgentError> {
     }
     let message = "the container was stopped before the command had ended".to_owned();
     let exit = Exit::Signal { name: "KILL".into(), core_dumped: false, message };
-    save(&exit, &paths.result).map_err(system)?;
-    Ok(Some(exit))
+    let result = JobResult { exit, out_of_memory: false };
+    save(&result, &paths.result).map_err(system)?;
+    Ok(Some(result))
 }
 
 fn start(job: &JobRun, shared: &Shared) -> io::Result<Process> {
@@ -96,17 +97,18 @@ fn start(job: &JobRun, shared: &Shared) -> io::Result<Process> {
     Process::guard(child, Signal::TERM, Ending::default(), &shared.tasks)
 }
 
-async fn attend(job: &JobRun, mut process: Process, shared: &Shared, stop: &CancellationToken) -> Exit {
+async fn attend(job: &JobRun, mut process: Process, shared: &Shared, stop: &CancellationToken) -> JobResult {
     let kills = Kills::now();
     let exit = tokio::select! {
         exit = process.exit() => exit,
         () = stop.cancelled() => terminate(&mut process, Duration::from_secs(job.grace_seconds)).await,
     };
     shared.kill_everything();
-    if let Some(message) = kills.since() {
-        note(&message, &job.log, shared).await;
+    let out_of_memory = kills.since();
+    if let Some(message) = &out_of_memory {
+        note(message, &job.log, shared).await;
     }
-    exit
+    JobResult { exit, out_of_memory: out_of_memory.is_some() }
 }
 
 async fn terminate(process: &mut Process, grace: Duration) -> Exit {
@@ -128,8 +130,8 @@ async fn note(message: &str, log: &Path, shared: &Shared) {
     }
 }
 
-fn save(exit: &Exit, path: &Path) -> io::Result<()> {
-    write_durably(path, &serde_json::to_vec(exit)?)
+fn save(result: &JobResult, path: &Path) -> io::Result<()> {
+    write_durably(path, &serde_json::to_vec(result)?)
 }
 
 /// Writes a file so that it is there wholly or not at all, also after a crash of the machine. Its folder is the
@@ -157,9 +159,9 @@ mod tests {
         let paths = paths(folder.path());
         assert!(earlier(&paths).unwrap().is_none());
         write_durably(&paths.started, b"").unwrap();
-        let exit = earlier(&paths).unwrap().unwrap();
-        assert!(matches!(&exit, Exit::Signal { name, .. } if name == "KILL"));
-        assert_eq!(earlier(&paths).unwrap(), Some(exit), "it is written down");
+        let result = earlier(&paths).unwrap().unwrap();
+        assert!(matches!(&result.exit, Exit::Signal { name, .. } if name == "KILL"));
+        assert_eq!(earlier(&paths).unwrap(), Some(result), "it is written down");
     }
 
     #[test]

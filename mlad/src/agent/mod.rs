@@ -76,7 +76,7 @@ pub struct Paths {
     pub agent_socket: PathBuf,
     /// [`crate::channel::AgentConfig`] as JSON.
     pub config: PathBuf,
-    /// [`crate::channel::Exit`] of the job's command as JSON.
+    /// [`crate::channel::JobResult`] of the job's command as JSON.
     pub result: PathBuf,
     /// Mark that the job's command was started.
     pub started: PathBuf,

@@ -20,7 +20,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 pub const AGENT_SOCKET: &str = "/run/mlad/agent/agent.sock";
 /// What the agent is to be, inside the container ([`AgentConfig`] as JSON).
 pub const AGENT_CONFIG: &str = "/run/mlad/agent/config.json";
-/// What became of a job's command, inside the container ([`Exit`] as JSON), written before the agent ends.
+/// What became of a job's command, inside the container ([`JobResult`] as JSON), written before the agent ends.
 pub const AGENT_RESULT: &str = "/run/mlad/agent/result.json";
 /// Where the HTTP API is served to everybody in the container.
 pub const API_SOCKET: &str = "/run/mlad/api.sock";
@@ -57,4 +57,41 @@ pub struct JobRun {
     pub artifacts: PathBuf,
     /// Seconds between SIGTERM and SIGKILL when it is told to end.
     pub grace_seconds: u64,
+}
+
+/// What became of a job's command, in [`AGENT_RESULT`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobResult {
+    /// How it ended.
+    #[serde(flatten)]
+    pub exit: Exit,
+    /// Whether the kernel killed a process of the container for want of memory while it ran. Engines tell this
+    /// too, but apart from the end of a container, and sometimes after it.
+    #[serde(default)]
+    pub out_of_memory: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_is_an_exit_and_whether_memory_ran_out() {
+        let killed = Exit::Signal { name: "KILL".into(), core_dumped: false, message: String::new() };
+        for (result, text) in [
+            (JobResult { exit: Exit::Status(4), out_of_memory: false }, r#"{"status":4,"out_of_memory":false}"#),
+            (
+                JobResult { exit: killed, out_of_memory: true },
+                r#"{"signal":{"name":"KILL","core_dumped":false,"message":""},"out_of_memory":true}"#,
+            ),
+        ] {
+            assert_eq!(serde_json::to_string(&result).unwrap(), text);
+            assert_eq!(serde_json::from_str::<JobResult>(text).unwrap(), result);
+        }
+        let older = JobResult { exit: Exit::Status(0), out_of_memory: false };
+        assert_eq!(serde_json::from_str::<JobResult>(r#"{"status":0}"#).unwrap(), older, "of an older agent");
+        for nothing in ["{}", r#"{"out_of_memory":true}"#, "4"] {
+            assert!(serde_json::from_str::<JobResult>(nothing).is_err(), "{nothing}");
+        }
+    }
 }

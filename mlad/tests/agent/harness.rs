@@ -1,7 +1,7 @@
 //! A real agent process in a folder of its own, and the gateway's side of its connections.
 
 use bytes::Bytes;
-use mlad::channel::{AgentConfig, Connection, Exit, Frame, JobRun, Open, PtySize, Request, WINDOW};
+use mlad::channel::{AgentConfig, Connection, Exit, Frame, JobResult, JobRun, Open, PtySize, Request, WINDOW};
 use rustix::process::{Pid, Signal};
 use std::{
     collections::BTreeMap,
@@ -172,7 +172,7 @@ impl Agent {
 
     pub(crate) fn result(&self) -> Option<Exit> {
         let text = std::fs::read(self.path("run/agent/result.json")).ok()?;
-        Some(serde_json::from_slice(&text).unwrap())
+        Some(serde_json::from_slice::<JobResult>(&text).unwrap().exit)
     }
 }
 

@@ -29,7 +29,7 @@ use container::{LABEL_INSTANCE, LABEL_WORKLOAD};
 use engine::{Engine, QUESTION};
 use firewall::Firewall;
 use futures::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
-use mlad::channel::Exit;
+use mlad::channel::JobResult;
 use network::Network;
 use run_folder::RunFolders;
 use std::{
@@ -188,7 +188,7 @@ impl Runtime for Docker {
         self.look(name).await
     }
 
-    async fn result(&self, name: &str) -> Result<Option<Exit>, RuntimeError> {
+    async fn result(&self, name: &str) -> Result<Option<JobResult>, RuntimeError> {
         lifecycle::check_name(name)?;
         let folder = match self.folders.find(name) {
             Ok(folder) => folder,

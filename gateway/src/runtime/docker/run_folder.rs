@@ -4,7 +4,7 @@
 //! Once the container runs its root can put anything there, so nothing in it is opened by path: every
 //! descriptor is found beneath the folder's own, through no link, and looked at before it is used.
 
-use mlad::channel::{AgentConfig, Exit};
+use mlad::channel::{AgentConfig, JobResult};
 use rustix::{
     fs::{
         AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fchmod, fstat, mkdirat, openat, openat2, renameat,
@@ -141,7 +141,7 @@ impl RunFolder {
     }
 
     /// What the agent wrote down about its job; none if it is absent or not a result.
-    pub(super) fn result(&self) -> io::Result<Option<Exit>> {
+    pub(super) fn result(&self) -> io::Result<Option<JobResult>> {
         // A FIFO must not hold us up.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = match openat2(&self.directory, RESULT, flags, Mode::empty(), beneath()) {
@@ -272,6 +272,7 @@ fn names(directory: &OwnedFd) -> impl Iterator<Item = io::Result<CString>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mlad::channel::Exit;
     use std::os::unix::{
         fs::{PermissionsExt as _, symlink},
         net::UnixListener,
@@ -312,7 +313,7 @@ mod tests {
         let (_keep, folders) = folders();
         let old = folders.make("j-1-1", &config()).unwrap();
         std::fs::write(old.path().join("result.json"), "{\"status\":0}").unwrap();
-        assert_eq!(old.result().unwrap(), Some(Exit::Status(0)));
+        assert_eq!(old.result().unwrap().unwrap().exit, Exit::Status(0));
         let new = folders.make("j-1-1", &config()).unwrap();
         assert_eq!(new.result().unwrap(), None);
     }
@@ -355,11 +356,11 @@ mod tests {
         assert_eq!(folder.result().unwrap(), None);
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, format!("{}{}", "{\"status\":0}", " ".repeat(1 << 20))).unwrap();
-        assert_eq!(folder.result().unwrap(), Some(Exit::Status(0)));
+        assert_eq!(folder.result().unwrap().unwrap().exit, Exit::Status(0));
         std::fs::write(&path, format!("{}{}", " ".repeat(1 << 20), "{\"status\":0}")).unwrap();
         assert_eq!(folder.result().unwrap(), None);
         std::fs::write(&path, "{\"signal\":{\"name\":\"KILL\",\"core_dumped\":false,\"message\":\"\"}}").unwrap();
-        assert!(matches!(folder.result().unwrap(), Some(Exit::Signal { .. })));
+        assert!(matches!(folder.result().unwrap().unwrap().exit, Exit::Signal { .. }));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use futures::{
 };
 use mlad::{
     api::{Gpu, GpuMap, Lease, Need, ProfileRoom, Wait},
-    channel::Exit,
+    channel::JobResult,
 };
 use mlad_allocator::{Allocate, AllocatorError, LeaseRequest, LeaseState, Resolved};
 use std::{sync::Arc, time::Duration};
@@ -151,7 +151,7 @@ impl Runtime for View {
         self.engine("inspect", |state| Ok(state.containers.get(name).map(found))).await
     }
 
-    async fn result(&self, _: &str) -> Result<Option<Exit>, RuntimeError> {
+    async fn result(&self, _: &str) -> Result<Option<JobResult>, RuntimeError> {
         Ok(None)
     }
 
