@@ -70,7 +70,7 @@ impl Network {
         &self.bridge
     }
 
-    /// Makes the network if it is not there; makes it anew if it is another and nobody is on it.
+    /// Makes the network if it is not there; makes it anew if it has other settings and nobody is on it.
     pub(super) async fn ensure(&self, engine: &Engine) -> Result<(), RuntimeError> {
         let _turn = self.making.lock().await;
         if let Some(found) = self.inspect(engine).await? {
@@ -100,19 +100,29 @@ impl Network {
 
     /// Removes it. No such network is no error.
     pub(super) async fn remove(&self, engine: &Engine) -> Result<(), RuntimeError> {
-        let name = self.name.clone();
-        match engine.call(CHANGE, |client| async move { client.remove_network(&name).await }).await {
+        let Some(found) = self.inspect(engine).await? else { return Ok(()) };
+        // By its id: by then another could have the name.
+        let id = found.id.unwrap_or_else(|| self.name.clone());
+        match engine.call(CHANGE, |client| async move { client.remove_network(&id).await }).await {
             Err(error) if !error.is_absent() => Err(error.into()),
             _ => Ok(()),
         }
     }
 
+    /// The network of this instance, if it is there.
     async fn inspect(&self, engine: &Engine) -> Result<Option<NetworkInspect>, RuntimeError> {
         let name = self.name.clone();
         let question =
             |client: bollard::Docker| async move { client.inspect_network(&name, None::<InspectNetworkOptions>).await };
         match engine.call(QUESTION, question).await {
-            Ok(found) => Ok(Some(found)),
+            // The engine takes the beginning of an id for a name, too.
+            Ok(found) if found.name.as_ref() != Some(&self.name) => Ok(None),
+            Ok(found) if is_ours(&found, &self.name) => Ok(Some(found)),
+            Ok(_) => Err(RuntimeError::Host(format!(
+                "the engine has a network {0} that is not this gateway's (it lacks the label {LABEL_INSTANCE}={0}), and \
+                 it is left alone: rename or remove it, or give the gateway another instance",
+                self.name
+            ))),
             Err(error) if error.is_absent() => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -188,6 +198,10 @@ fn parse_name_servers(text: &str) -> Vec<IpAddr> {
         .filter(|address: &IpAddr| address.is_ipv4() && !address.is_loopback() && !address.is_unspecified())
         .take(MAX_NAME_SERVERS)
         .collect()
+}
+
+fn is_ours(found: &NetworkInspect, instance: &str) -> bool {
+    found.labels.as_ref().and_then(|labels| labels.get(LABEL_INSTANCE)).is_some_and(|label| label == instance)
 }
 
 fn is_plain(byte: u8) -> bool {

@@ -317,6 +317,31 @@ async fn a_container_that_is_not_ours_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_network_that_is_not_ours_is_left_alone() {
+    let Some(engine) = stage::engine() else { return };
+    let stage = Stage::new(&engine, |_| {}).await;
+    let network = stage.config.instance.clone();
+    let spec = stage.spec("w-1-1").await;
+    let mut answers = Vec::new();
+    for label in [&[][..], &["--label=mlad.instance=other"]] {
+        stage.cli(&["network", "rm", &network]);
+        stage.cli(&[&["network", "create", "--internal"], label, &[network.as_str()]].concat());
+        let identity = stage.cli(&["network", "inspect", "-f", "{{.Id}}", &network]);
+        answers.extend([stage.docker.start(&spec, &quiet).await, stage.docker.uninstall().await]);
+        assert_eq!(stage.cli(&["network", "inspect", "-f", "{{.Id}}", &network]), identity);
+    }
+    stage.cli(&["network", "rm", &network]);
+    for answer in answers {
+        match answer {
+            Err(RuntimeError::Host(reason)) => assert!(reason.contains(&network), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    stage.start(&spec).await;
+    assert_eq!(state(&stage, "w-1-1").await, Some(FoundState::Running));
+}
+
+#[tokio::test]
 async fn an_engine_without_cdi_is_not_asked_for_a_slice_by_cdi() {
     let Some(engine) = stage::engine() else { return };
     let stage =
