@@ -221,6 +221,10 @@ pub struct Container {
     pub internet: bool,
     /// How a container gets its slice.
     pub gpu_binding: GpuBinding,
+    /// With `cdi`: program and arguments that make the CDI specifications anew, for a slice that none names.
+    pub cdi_command: Vec<String>,
+    /// With `cdi`: folders of the CDI specifications, those of the engine.
+    pub cdi_directories: Vec<PathBuf>,
 }
 
 impl Default for Container {
@@ -232,7 +236,11 @@ impl Default for Container {
             pids: 4096,
             shared_memory_mib: 1024,
             internet: true,
-            gpu_binding: GpuBinding::Cdi,
+            gpu_binding: GpuBinding::DeviceRequest,
+            cdi_command: ["nvidia-ctk", "cdi", "generate", "--output=/var/run/cdi/nvidia.yaml"]
+                .map(str::to_owned)
+                .to_vec(),
+            cdi_directories: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
         }
     }
 }
@@ -241,9 +249,10 @@ impl Default for Container {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GpuBinding {
-    /// By a CDI device name, `nvidia.com/gpu=<uuid>` (Docker 25 and later with CDI on, Podman).
+    /// By a CDI device name, `nvidia.com/gpu=<uuid>`: engines with an API of 1.44 or later, such as Docker 25,
+    /// with CDI on.
     Cdi,
-    /// By a device request to the NVIDIA runtime.
+    /// By a device request to the NVIDIA runtime, which asks the driver when the container starts.
     DeviceRequest,
     /// By environment variables alone: simulated GPUs.
     Environment,
@@ -419,7 +428,8 @@ impl Config {
             &mut self.catalog,
             &mut self.docker.socket,
         ];
-        for path in always.into_iter().chain(optional.into_iter().flatten()) {
+        let lists = &mut self.container.cdi_directories;
+        for path in always.into_iter().chain(optional.into_iter().flatten()).chain(lists) {
             *path = folder.join(&*path);
         }
     }

@@ -90,6 +90,10 @@ fn containers(config: &Config) -> Result<(), Wrong> {
     within("container.memory_mib", container.memory_mib, 16..=container.max_memory_mib)?;
     within("container.pids", container.pids, 16..=4_194_304)?;
     within("container.shared_memory_mib", container.shared_memory_mib, 1..=64 * 1024 * 1024)?;
+    let cdi = container.gpu_binding == GpuBinding::Cdi;
+    holds("container.cdi_directories", !cdi || !container.cdi_directories.is_empty(), || {
+        "name at least one folder of CDI specifications, such as \"/var/run/cdi\"".into()
+    })?;
     let bridge = config.docker.bridge.as_deref().unwrap_or("mlad0");
     let letters = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     holds("docker.bridge", (1..=15).contains(&bridge.len()) && bridge.bytes().all(letters), || {

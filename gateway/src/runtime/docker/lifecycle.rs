@@ -136,6 +136,7 @@ impl Docker {
         let servers = network::name_servers(&self.config);
         tokio::try_join!(self.firewall.apply(&servers), self.network.ensure(&self.engine))?;
         self.firewall.check_bridge().await?;
+        self.ensure_devices(spec).await?;
         let folder = self.make_folder(spec).await?;
         if step != Step::Start {
             self.create(spec, &folder, &servers).await?;
@@ -160,20 +161,27 @@ impl Docker {
         })
     }
 
+    /// Makes sure that the engine can give the container its slices.
+    async fn ensure_devices(&self, spec: &WorkloadSpec) -> Result<(), RuntimeError> {
+        if spec.gpu_uuids.is_empty() || self.config.container.gpu_binding != GpuBinding::Cdi {
+            return Ok(());
+        }
+        if !self.engine.knows_cdi().await? {
+            return Err(RuntimeError::Host(
+                "container.gpu_binding is \"cdi\", and this engine's API is older than 1.44 (Docker 25), the first \
+                 that knows CDI devices: update it, or set \"device-request\""
+                    .to_owned(),
+            ));
+        }
+        self.cdi.ensure(&spec.gpu_uuids).await
+    }
+
     async fn create(
         &self,
         spec: &WorkloadSpec,
         folder: &RunFolder,
         servers: &[std::net::IpAddr],
     ) -> Result<(), RuntimeError> {
-        let binding = self.config.container.gpu_binding;
-        if !spec.gpu_uuids.is_empty() && binding == GpuBinding::Cdi && !self.engine.knows_cdi().await? {
-            return Err(RuntimeError::Host(
-                "container.gpu_binding is \"cdi\", and this engine is older than Docker 25, the first that knows CDI \
-                 devices: update it, or set \"device-request\""
-                    .to_owned(),
-            ));
-        }
         let place = Place {
             instance: &self.config.instance,
             settings: &self.config.container,
@@ -224,12 +232,7 @@ impl Docker {
     }
 
     /// Returns when the agent listens, or its container ended before.
-    async fn reach(
-        &self,
-        spec: &WorkloadSpec,
-        folder: &RunFolder,
-        arrival: &Arrival,
-    ) -> Result<Reached, RuntimeError> {
+    async fn reach(&self, spec: &WorkloadSpec, folder: &RunFolder, arrival: &Arrival) -> Result<Reached, RuntimeError> {
         let name = &spec.name;
         tokio::select! {
             result = arrival.listens(folder) => {

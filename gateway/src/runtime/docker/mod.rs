@@ -2,12 +2,14 @@
 //!
 //! * [`lifecycle`] — a container made, started, reached, ended, removed.
 //! * [`container`] — what a container is to be, in the engine's words; pure.
+//! * [`cdi`] — specifications that name the slices a container is to get.
 //! * [`run_folder`], [`agent`] — what gateway and container share, and reaching the agent through it.
 //! * [`network`], [`firewall`] — a bridge on which containers reach the outside and nothing else.
 //! * [`events`], [`image`] — news, and images.
 //! * [`engine`] — the connection, its deadlines and errors.
 
 mod agent;
+mod cdi;
 mod container;
 mod engine;
 mod events;
@@ -25,6 +27,7 @@ use bollard::{
     models::{ContainerSummary, ContainerSummaryStateEnum as State},
     query_parameters::ListContainersOptionsBuilder,
 };
+use cdi::Cdi;
 use container::{LABEL_INSTANCE, LABEL_WORKLOAD};
 use engine::{Engine, QUESTION};
 use firewall::Firewall;
@@ -54,6 +57,7 @@ pub struct Docker {
     engine: Arc<Engine>,
     firewall: Firewall,
     network: Network,
+    cdi: Cdi,
     folders: RunFolders,
     /// One start of a workload at a time.
     turns: Turns,
@@ -86,6 +90,7 @@ impl Docker {
             engine: Arc::new(Engine::new(&config.docker.socket)),
             firewall: Firewall::new(config, network.bridge()),
             network,
+            cdi: Cdi::new(&config.container),
             folders,
             turns: Turns::default(),
             changes: Turns::default(),
