@@ -76,13 +76,16 @@ impl Firewall {
         }
         let mut applied = self.applied.lock().await;
         let script = self.rules.script(name_servers);
-        if applied.as_ref().is_some_and(|applied| applied.script == script) && self.stands().await? {
+        if let Some(applied) = applied.as_ref().filter(|applied| applied.script == script)
+            && self.stands(applied.between).await?
+        {
             return Ok(());
         }
         run(&["-f", "-"], &script).await?;
         let between = match run(&["-f", "-"], &self.rules.bridge_script()).await {
             Ok(_) => Between::Frames,
-            // Kernels without NFT_BRIDGE_META.
+            // Kernels without NFT_BRIDGE_META. A refusal, and nothing else, means that: the rules of the first
+            // script were just taken.
             Err(Refusal::Failed(_)) => Between::Packets,
             Err(error) => return Err(error.into()),
         };
@@ -97,10 +100,15 @@ impl Firewall {
         if between != Some(Between::Packets) {
             return Ok(());
         }
-        let global = Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
-        let of_bridge = format!("/sys/class/net/{}/bridge/nf_call_iptables", self.rules.bridge);
         let is_on = |path: &Path| std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "1");
-        if is_on(global) || (global.exists() && std::fs::write(&of_bridge, "1").is_ok()) {
+        let shows = |family: &str| {
+            let global = format!("/proc/sys/net/bridge/bridge-nf-call-{family}");
+            let of_bridge = format!("/sys/class/net/{}/bridge/nf_call_{family}", self.rules.bridge);
+            let global = Path::new(&global);
+            is_on(global) || (global.exists() && std::fs::write(of_bridge, "1").is_ok())
+        };
+        // A container has IPv6 addresses of its link, whatever the network has.
+        if ["iptables", "ip6tables"].into_iter().all(shows) {
             return Ok(());
         }
         Err(RuntimeError::Host(
@@ -128,10 +136,8 @@ impl Firewall {
         Ok(())
     }
 
-    async fn stands(&self) -> Result<bool, RuntimeError> {
-        let tables = run(&["list", "tables"], "").await?;
-        let table = format!("table inet {}", self.rules.table);
-        Ok(tables.lines().any(|line| line.trim() == table))
+    async fn stands(&self, between: Between) -> Result<bool, RuntimeError> {
+        Ok(self.rules.stand_in(&run(&["list", "tables"], "").await?, between))
     }
 }
 
@@ -183,6 +189,15 @@ impl Rules {
         )
     }
 
+    /// Whether the tables are all among those that `nft` lists.
+    fn stand_in(&self, listed: &str, between: Between) -> bool {
+        let has = |family: &str| {
+            let table = format!("table {family} {}", self.table);
+            listed.lines().any(|line| line.trim() == table)
+        };
+        has("inet") && (between == Between::Packets || has("bridge"))
+    }
+
     /// Where containers may go: name servers, what is allowed, and the outside.
     fn leaving(&self, name_servers: &[IpAddr]) -> String {
         if !self.internet {
@@ -229,6 +244,8 @@ enum Refusal {
     Missing,
     /// It says no.
     Failed(String),
+    /// It did not come to an answer.
+    Broken(String),
 }
 
 impl From<Refusal> for RuntimeError {
@@ -238,6 +255,10 @@ impl From<Refusal> for RuntimeError {
                                  other: install nftables, or set docker.firewall = \"none\" if something else keeps \
                                  them apart"
                 .to_owned(),
+            Refusal::Broken(reason) => format!(
+                "nobody knows whether the firewall rules of the containers are in place: {reason}; it is tried again \
+                 with the next container"
+            ),
             Refusal::Failed(reason) => format!(
                 "the firewall rules of the containers cannot be put in place: {reason}; the gateway needs \
                  CAP_NET_ADMIN and a kernel with nf_tables"
@@ -259,7 +280,7 @@ async fn run(arguments: &[&str], input: &str) -> Result<String, Refusal> {
         let mut child = match child {
             Ok(child) => child,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(Refusal::Failed(error.to_string())),
+            Err(error) => return Err(Refusal::Broken(format!("{program} cannot be started: {error}"))),
         };
         let talk = async move {
             if let Some(mut stdin) = child.stdin.take() {
@@ -270,13 +291,14 @@ async fn run(arguments: &[&str], input: &str) -> Result<String, Refusal> {
         };
         let output = tokio::time::timeout(DEADLINE, talk)
             .await
-            .map_err(|_| Refusal::Failed(format!("nft did not end within {} s", DEADLINE.as_secs())))?
-            .map_err(|error| Refusal::Failed(error.to_string()))?;
+            .map_err(|_| Refusal::Broken(format!("nft did not end within {} s", DEADLINE.as_secs())))?
+            .map_err(|error| Refusal::Broken(format!("nft: {error}")))?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        return if output.status.success() {
-            Ok(text(&output.stdout))
-        } else {
-            Err(Refusal::Failed(text(&output.stderr).lines().next().unwrap_or("nft failed").to_owned()))
+        let reason = || text(&output.stderr).lines().next().unwrap_or("nft failed").to_owned();
+        return match output.status.code() {
+            Some(0) => Ok(text(&output.stdout)),
+            Some(_) => Err(Refusal::Failed(reason())),
+            None => Err(Refusal::Broken(format!("nft: {}", output.status))),
         };
     }
     Err(Refusal::Missing)
@@ -305,6 +327,16 @@ mod tests {
         let allowed = at("ip daddr 10.1.0.0/16 accept");
         at("ip6 daddr fd00:1::/32 accept");
         assert!(name_server < blocked && blocked < allowed && allowed < at(NOT_OUTSIDE_V4));
+    }
+
+    #[test]
+    fn losing_only_the_table_between_containers_is_noticed() {
+        let (both, one) =
+            ("table inet other\ntable bridge mlad_test\ntable inet mlad_test\n", "table inet mlad_test\n");
+        assert!(rules().stand_in(both, Between::Frames));
+        assert!(!rules().stand_in(one, Between::Frames));
+        assert!(rules().stand_in(one, Between::Packets), "there is none to lose");
+        assert!(!rules().stand_in("table bridge mlad_test\ntable inet mlad_test2\n", Between::Packets));
     }
 
     #[test]
