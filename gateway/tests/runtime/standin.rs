@@ -113,7 +113,8 @@ fn udp(address: &str, question: &[u8]) -> String {
 }
 
 fn serve_tcp(port: u16) -> String {
-    let listener = TcpListener::bind(("0.0.0.0", port)).expect("a port");
+    // Of both families, where there are two.
+    let listener = TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port))).expect("a port");
     thread::spawn(move || listener.incoming().for_each(drop));
     "done".into()
 }

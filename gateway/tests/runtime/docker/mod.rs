@@ -1,5 +1,6 @@
 //! What is Docker's own.
 
+mod engine;
 mod hostile;
 mod isolation;
 mod lifecycle;

@@ -1,67 +1,10 @@
 //! An engine that goes away and comes back: a private one, started by the test.
 
+use super::engine::Engine;
 use crate::stage::{self, Stage, quiet};
 use futures::StreamExt as _;
 use mlad_gateway::runtime::{FoundState, Runtime as _, RuntimeError, RuntimeEvent};
-use std::{
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
-
-/// A `dockerd` with everything in one folder.
-struct Engine {
-    folder: tempfile::TempDir,
-    process: Option<Child>,
-}
-
-impl Engine {
-    fn new() -> Self {
-        // Short: containerd's socket is deep inside, and socket paths are bounded.
-        Self { folder: tempfile::Builder::new().prefix("dk").tempdir_in("/tmp").unwrap(), process: None }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("d.sock")
-    }
-
-    /// Starts it; it says itself when it is ready, by answering.
-    fn start(&mut self) {
-        let path = |name: &str| self.folder.path().join(name);
-        let log = std::fs::File::options().create(true).append(true).open(path("log")).unwrap();
-        // In a network namespace of its own: two engines in one would fight over the default bridge.
-        let process = Command::new("unshare")
-            .args(["--net", "dockerd", "--data-root"])
-            .arg(path("data"))
-            .arg("--exec-root")
-            .arg(path("x"))
-            .arg("--pidfile")
-            .arg(path("pid"))
-            .arg("-H")
-            .arg(format!("unix://{}", self.socket().display()))
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.process = Some(process);
-    }
-
-    fn stop(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            let _ = Command::new("kill").arg(process.id().to_string()).status();
-            let _ = process.wait();
-        }
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        self.stop();
-        let script =
-            "awk -v folder=\"$1/\" 'index($2, folder) == 1 { print $2 }' /proc/mounts | sort -r | xargs -r umount";
-        let _ = Command::new("sh").args(["-c", script, "sh"]).arg(self.folder.path()).status();
-    }
-}
+use std::{path::Path, time::Duration};
 
 fn is_unavailable<T: std::fmt::Debug>(result: Result<T, RuntimeError>, socket: &Path) {
     match result {
@@ -77,7 +20,8 @@ async fn an_engine_that_was_away_is_found_again_by_itself() {
     if stage::engine().is_none() {
         return;
     }
-    let mut engine = Engine::new();
+    // In a network namespace of its own: two engines in one would fight over the default bridge.
+    let mut engine = Engine::new(&["unshare", "--net"]);
     let socket = engine.socket();
 
     // The gateway starts before its engine does.
