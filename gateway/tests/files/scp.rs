@@ -24,7 +24,7 @@ fn ssh(site: &Site) -> PathBuf {
     path
 }
 
-fn scp(site: &Site, arguments: &[&str]) -> Output {
+pub fn scp(site: &Site, arguments: &[&str]) -> Output {
     Command::new("scp")
         .args(["-O", "-S"])
         .arg(ssh(site))
@@ -73,6 +73,24 @@ fn an_existing_file_is_replaced_whole() {
     let output = scp(&site, &["f", "server:f"]);
     assert!(output.status.success(), "{}", shown(&output));
     assert_eq!(fs::read_to_string(site.home("f")).unwrap(), "short");
+}
+
+/// As with OpenSSH: a secret that is replaced stays one.
+#[test]
+fn only_a_new_file_gets_the_mode_of_its_source_unless_asked() {
+    let site = Site::new();
+    site.write("secret", b"old");
+    fs::set_permissions(site.home("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(site.path("secret"), "new").unwrap();
+    fs::set_permissions(site.path("secret"), fs::Permissions::from_mode(0o775)).unwrap();
+    let mode = |name: &str| fs::metadata(site.home(name)).unwrap().permissions().mode() & 0o7777;
+    let output = scp(&site, &["secret", "server:secret"]);
+    assert!(output.status.success(), "{}", shown(&output));
+    assert_eq!((fs::read_to_string(site.home("secret")).unwrap().as_str(), mode("secret")), ("new", 0o600));
+    assert!(scp(&site, &["secret", "server:made"]).status.success());
+    assert_eq!(mode("made"), 0o755, "less what the mask takes");
+    assert!(scp(&site, &["-p", "secret", "server:secret"]).status.success());
+    assert_eq!(mode("secret"), 0o775);
 }
 
 #[test]

@@ -106,9 +106,11 @@ impl Sink<'_> {
             }
         };
         self.folder(path, depth + 1)?;
-        let mode = if self.options.preserve { entry.mode } else { entry.mode & !MASK };
-        let finished =
-            if made || self.options.preserve { rustix::fs::chmod(path, Mode::from_raw_mode(mode)) } else { Ok(()) };
+        let finished = if made || self.options.preserve {
+            rustix::fs::chmod(path, Mode::from_raw_mode(self.mode(entry)))
+        } else {
+            Ok(())
+        };
         let times = times.map_or(Ok(()), |times| rustix::fs::utimensat(CWD, path, &times, AtFlags::empty()));
         if let Err(ScpError::File(text)) = finished.and(times).map_err(|error| file_error(path, error)) {
             // The folder's end has been answered already, and another answer would be taken for the next one's.
@@ -118,9 +120,11 @@ impl Sink<'_> {
         Ok(())
     }
 
-    /// An existing file is overwritten in place, as OpenSSH does. What comes is read to its end even if it
+    /// An existing file is overwritten in place and keeps its mode unless `-p` says otherwise, as with OpenSSH. What
+    /// comes is read to its end even if it
     /// cannot be written, so that the next file is understood.
     fn receive_file(&mut self, path: &[u8], entry: &Entry, times: Option<Timestamps>) -> Result<(), ScpError> {
+        let made = rustix::fs::stat(path).is_err();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = rustix::fs::open(path, flags, Mode::from_raw_mode(entry.mode | 0o200))
             .map_err(|error| file_error(path, error))?;
@@ -147,8 +151,9 @@ impl Sink<'_> {
         }
         let finished = written.and_then(|()| {
             rustix::fs::ftruncate(&file, entry.size)?;
-            let mode = if self.options.preserve { entry.mode } else { entry.mode & !MASK };
-            rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+            if made || self.options.preserve {
+                rustix::fs::fchmod(&file, Mode::from_raw_mode(self.mode(entry)))?;
+            }
             if let Some(times) = &times {
                 rustix::fs::futimens(&file, times)?;
             }
@@ -159,6 +164,11 @@ impl Sink<'_> {
         self.wire.answer()?;
         finished.map_err(|error| file_error(path, error))?;
         Ok(self.wire.accept()?)
+    }
+
+    /// The mode that is asked for: only `-p` means it to the letter.
+    fn mode(&self, entry: &Entry) -> u32 {
+        if self.options.preserve { entry.mode } else { entry.mode & !MASK }
     }
 }
 
