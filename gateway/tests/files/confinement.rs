@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead as _, BufReader, Read as _},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
     process::Stdio,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -106,6 +106,26 @@ fn a_worker_dies_with_its_parent() {
 fn ends(process: &OwnedFd) -> bool {
     let limit = rustix::event::Timespec { tv_sec: 30, tv_nsec: 0 };
     poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&limit)).unwrap() == 1
+}
+
+/// A gateway may run with a mask that lets nobody but root into the folders it makes.
+#[test]
+fn a_gateway_with_umask_077_serves_files() {
+    let site = Site::new();
+    let script = site.worker_script();
+    let plain = fs::read_to_string(&script).unwrap();
+    fs::write(&script, plain.replace("\nexec", "\numask 077\nexec")).unwrap();
+
+    fs::write(site.path("file"), "hello").unwrap();
+    let output = site.sftp(&[], b"put file\nls /\nls /datasets/images\nls /projects\nget /datasets/images/one got\n");
+    assert!(output.status.success(), "{}", crate::harness::shown(&output));
+    assert_eq!(fs::read_to_string(site.path("got")).unwrap(), "dataset");
+    let mode = |name: &str| fs::metadata(site.home(name)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode("file"), 0o644, "and the mask of the user's files is that of every worker");
+
+    let output = crate::scp::scp(&site, &["file", "server:copy"]);
+    assert!(output.status.success(), "{}", crate::harness::shown(&output));
+    assert_eq!(mode("copy"), 0o644);
 }
 
 #[test]

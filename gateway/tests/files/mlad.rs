@@ -99,6 +99,24 @@ async fn it_sees_its_socket_the_users_files_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn it_runs_also_if_the_gateways_umask_is_077() {
+    let (mut site, listener) = site_with_probe();
+    let api = answer_once(listener);
+    let masked = site.path("masked");
+    fs::write(&masked, format!("#!/bin/sh\numask 077\nexec '{}' \"$@\"\n", crate::harness::PROGRAM)).unwrap();
+    fs::set_permissions(&masked, fs::Permissions::from_mode(0o755)).unwrap();
+    site.config.files.worker_binary = Some(masked);
+    let mut worker = spawn_mlad(&site.config, &site.alice, &[], &site.path("api.sock"), &[]).unwrap();
+    drop(worker.stdin);
+    let (mut output, mut error) = (String::new(), String::new());
+    worker.stdout.read_to_string(&mut output).await.unwrap();
+    worker.stderr.read_to_string(&mut error).await.unwrap();
+    assert_eq!(worker.child.wait().await.unwrap().code(), Some(7), "{error}");
+    assert!(output.contains("api pong\n"), "{output}");
+    api.join().unwrap();
+}
+
+#[tokio::test]
 async fn it_can_have_a_terminal() {
     let (site, listener) = site_with_probe();
     let api = answer_once(listener);

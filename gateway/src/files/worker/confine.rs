@@ -1,6 +1,6 @@
 //! A process, started as root, gives up everything but one user's view of their files.
 //!
-//! In this order: no descriptor but the standard ones; a session and a mount namespace of its own, whose root
+//! In this order: the umask of users' files; no descriptor but the standard ones; a session and a mount namespace of its own, whose root
 //! is an empty tmpfs with the user's folders bound into it; bounds; the user's uid and no capability, for
 //! good; Landlock, as a second wall in front of the same view. Whatever fails ends the process: there is no
 //! weaker way.
@@ -61,6 +61,8 @@ pub(super) fn confine(jail: &Jail, program: Option<&Program<'_>>) -> Result<(), 
     if fs::read_dir("/proc/self/task").map_or(0, Iterator::count) != 1 {
         return Err(failed("be alone", io::Error::other("the process has several threads already")));
     }
+    // First, because it concerns the folders of the view, too: a gateway may run with a mask that nobody passes.
+    rustix::process::umask(Mode::from_raw_mode(MASK));
     close_all_but_standard().map_err(|source| failed("close descriptors", source))?;
     own_session().map_err(|source| failed("start a session", source))?;
     let view = View::of(jail, program);
@@ -70,7 +72,6 @@ pub(super) fn confine(jail: &Jail, program: Option<&Program<'_>>) -> Result<(), 
     restrict_with_landlock(&view, jail.require_landlock)?;
     let home = jail.virtual_home();
     rustix::process::chdir(&home).map_err(|source| failed("enter the home", source.into()))?;
-    rustix::process::umask(Mode::from_raw_mode(MASK));
     die_with_parent().map_err(|source| failed("follow the gateway", source))
 }
 
@@ -206,7 +207,7 @@ fn build_on(view: &View) -> io::Result<PathBuf> {
 }
 
 fn make_folder(path: &Path) -> io::Result<()> {
-    // What the mask of the gateway takes away is put back: everybody may list these.
+    // Everybody may list these.
     fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
 }
 
