@@ -39,6 +39,7 @@ fn a_worker_has_no_rights_but_the_users() {
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     assert!(limits.contains("Max core file size        0                    0"), "{limits}");
     assert!(limits.contains("Max open files            1100"), "{limits}");
+    assert!(limits.contains(&format!("Max address space         {0}            {0}", 512 << 20)), "{limits}");
 
     // The whole of its world.
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();

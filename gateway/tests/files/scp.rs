@@ -93,6 +93,31 @@ fn only_a_new_file_gets_the_mode_of_its_source_unless_asked() {
     assert_eq!(mode("secret"), 0o775);
 }
 
+/// By pattern and as a folder. What the other side answers is known beforehand.
+#[tokio::test]
+async fn a_hundred_thousand_files_are_sent() {
+    let site = Site::new();
+    site.write("many/first", b"");
+    for number in 1..100_000 {
+        fs::File::create(site.home(&format!("many/entry-{number:06}"))).unwrap();
+    }
+    for (line, folders) in [(&b"scp -f many/*"[..], 0), (b"scp -r -f many", 1)] {
+        let mut worker = spawn_scp(&site.config, &site.alice, line).unwrap().unwrap();
+        let mut stdin = worker.stdin;
+        let answers = tokio::spawn(async move { stdin.write_all(&vec![0; 1 + 2 * 100_000 + 2 * folders]).await });
+        let mut said = Vec::new();
+        worker.stdout.read_to_end(&mut said).await.unwrap();
+        answers.await.unwrap().unwrap();
+        assert_eq!(worker.child.wait().await.unwrap().code(), Some(0));
+        let said = String::from_utf8(said).unwrap();
+        let names = said.lines().filter_map(|line| Some(line.split_once(" 0 ")?.1));
+        let mut names: Vec<_> = names.filter(|name| *name != "many").collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), 100_000);
+    }
+}
+
 #[test]
 fn what_cannot_be_copied_is_named_and_the_rest_goes_on() {
     let site = Site::new();

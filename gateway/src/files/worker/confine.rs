@@ -37,8 +37,10 @@ const SOCKET: &str = "/run/mlad/api.sock";
 pub(super) const MASK: u32 = 0o022;
 /// Open files.
 pub(super) const MAX_OPEN_FILES: u64 = 1100;
-/// Bytes of address space.
-const MAX_ADDRESS_SPACE: u64 = 4 << 30;
+/// Bytes of address space of a worker that serves files: it holds a few buffers, and names up to a bound.
+const MAX_ADDRESS_SPACE: u64 = 512 << 20;
+/// Bytes of address space of one that becomes `mlad`.
+const MAX_ADDRESS_SPACE_OF_PROGRAM: u64 = 4 << 30;
 /// The tmpfs that carries the view holds mount points only.
 const ROOT_OPTIONS: &std::ffi::CStr = c"mode=0755,size=64k,nr_inodes=512";
 
@@ -67,7 +69,8 @@ pub(super) fn confine(jail: &Jail, program: Option<&Program<'_>>) -> Result<(), 
     own_session().map_err(|source| failed("start a session", source))?;
     let view = View::of(jail, program);
     enter_view(&view)?;
-    bound_resources().map_err(|source| failed("set limits", source))?;
+    let space = if program.is_some() { MAX_ADDRESS_SPACE_OF_PROGRAM } else { MAX_ADDRESS_SPACE };
+    bound_resources(space).map_err(|source| failed("set limits", source))?;
     become_user(jail.uid)?;
     restrict_with_landlock(&view, jail.require_landlock)?;
     let home = jail.virtual_home();
@@ -270,10 +273,8 @@ fn change_root(base: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn bound_resources() -> io::Result<()> {
-    for (resource, bound) in
-        [(Resource::Nofile, MAX_OPEN_FILES), (Resource::Core, 0), (Resource::As, MAX_ADDRESS_SPACE)]
-    {
+fn bound_resources(address_space: u64) -> io::Result<()> {
+    for (resource, bound) in [(Resource::Nofile, MAX_OPEN_FILES), (Resource::Core, 0), (Resource::As, address_space)] {
         rustix::process::setrlimit(resource, Rlimit { current: Some(bound), maximum: Some(bound) })?;
     }
     Ok(())

@@ -37,6 +37,9 @@ enum WorkerError {
     /// The connection to the gateway failed.
     #[error("the connection: {0}")]
     Connection(#[from] io::Error),
+    /// The command asks for more than a worker holds in its memory.
+    #[error("{0}")]
+    Bound(String),
     /// The client does not speak the protocol.
     #[error("the client does not speak the protocol: {0}")]
     Protocol(String),

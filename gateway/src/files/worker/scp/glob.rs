@@ -1,23 +1,59 @@
 //! `~` and `*?[…]` in the words of a command, as a POSIX shell expands them. `\` takes away a character's
 //! meaning. Names are bytes, so none of the crates for patterns over text would do.
 
+use super::super::WorkerError;
 use rustix::fs::{Dir, Mode, OFlags};
 
-/// Paths one word may become.
-const MAX_PATHS: usize = 100_000;
+/// Paths all words of a command may become, those on the way to them included.
+const MAX_PATHS: usize = 1_000_000;
+/// Bytes of them, all together.
+const MAX_BYTES: usize = 64 << 20;
+
+/// What the words of one command may still become.
+#[derive(Debug)]
+pub(super) struct Budget {
+    paths: usize,
+    bytes: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { paths: MAX_PATHS, bytes: MAX_BYTES }
+    }
+}
+
+impl Budget {
+    fn take(&mut self, path: &[u8]) -> Result<(), WorkerError> {
+        match (self.paths.checked_sub(1), self.bytes.checked_sub(path.len())) {
+            (Some(paths), Some(bytes)) => {
+                *self = Self { paths, bytes };
+                Ok(())
+            }
+            _ => Err(WorkerError::Bound(format!(
+                "more than {MAX_PATHS} files match, or their names are longer than {} MiB together: copy their folder \
+                 with -r, which has no bound",
+                MAX_BYTES >> 20
+            ))),
+        }
+    }
+}
 
 /// The paths that `word` stands for, in the order of their bytes; the word itself if there is none.
-pub(super) fn expand(user: &str, home: &[u8], word: &[u8]) -> Vec<Vec<u8>> {
+pub(super) fn expand(user: &str, home: &[u8], word: &[u8], budget: &mut Budget) -> Result<Vec<Vec<u8>>, WorkerError> {
     let word = expand_home(user, home, word);
     let mut found = vec![if word.starts_with(b"/") { b"/".to_vec() } else { Vec::new() }];
     if !has_pattern(&word) {
-        return vec![unquote(&word)];
+        return Ok(vec![unquote(&word)]);
     }
     for component in word.split(|byte| *byte == b'/').filter(|component| !component.is_empty()) {
-        found = found.iter().flat_map(|folder| step(folder, component)).take(MAX_PATHS).collect();
+        let mut next = Vec::new();
+        for folder in &found {
+            step(folder, component, budget, &mut next)?;
+        }
+        found = next;
     }
     found.sort();
-    if found.is_empty() { vec![unquote(&word)] } else { found }
+    Ok(if found.is_empty() { vec![unquote(&word)] } else { found })
 }
 
 fn expand_home(user: &str, home: &[u8], word: &[u8]) -> Vec<u8> {
@@ -26,26 +62,34 @@ fn expand_home(user: &str, home: &[u8], word: &[u8]) -> Vec<u8> {
     if rest.is_empty() || rest.starts_with(b"/") { [home, rest].concat() } else { word.to_vec() }
 }
 
-/// The paths in `folder` that match one component.
-fn step(folder: &[u8], component: &[u8]) -> Vec<Vec<u8>> {
+/// Adds the paths in `folder` that match one component.
+fn step(folder: &[u8], component: &[u8], budget: &mut Budget, found: &mut Vec<Vec<u8>>) -> Result<(), WorkerError> {
     let join = |name: &[u8]| match folder {
         b"" | b"/" => [folder, name].concat(),
         _ => [folder, b"/", name].concat(),
     };
     if !has_pattern(component) {
         let path = join(&unquote(component));
-        return if rustix::fs::lstat(path.as_slice()).is_ok() { vec![path] } else { Vec::new() };
+        if rustix::fs::lstat(path.as_slice()).is_ok() {
+            budget.take(&path)?;
+            found.push(path);
+        }
+        return Ok(());
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = rustix::fs::open(if folder.is_empty() { b"." } else { folder }, flags, Mode::empty());
-    let Ok(entries) = opened.and_then(Dir::new) else { return Vec::new() };
-    let names = entries.map_while(Result::ok).map(|entry| entry.file_name().to_bytes().to_vec());
-    names
+    let Ok(entries) = opened.and_then(Dir::new) else { return Ok(()) };
+    for entry in entries.map_while(Result::ok) {
+        let name = entry.file_name().to_bytes();
         // A name with a dot in front is matched by a dot only; so `.` and `..` are not by `*`.
-        .filter(|name| !name.starts_with(b".") || (component.starts_with(b".") && *name != b"." && *name != b".."))
-        .filter(|name| matches(component, name))
-        .map(|name| join(&name))
-        .collect()
+        let is_hidden = name.starts_with(b".") && (!component.starts_with(b".") || name == b"." || name == b"..");
+        if !is_hidden && matches(component, name) {
+            let path = join(name);
+            budget.take(&path)?;
+            found.push(path);
+        }
+    }
+    Ok(())
 }
 
 fn has_pattern(word: &[u8]) -> bool {
@@ -178,7 +222,8 @@ mod tests {
         }
         let expand = |word: &str| -> Vec<String> {
             let strip = |path: Vec<u8>| String::from_utf8_lossy(path.strip_prefix(home).unwrap_or(&path)).into_owned();
-            expand("alice", home, word.as_bytes()).into_iter().map(strip).collect()
+            let paths = expand("alice", home, word.as_bytes(), &mut Budget::default()).unwrap();
+            paths.into_iter().map(strip).collect()
         };
         assert_eq!(expand("~/*.csv"), ["/[1].csv", "/a.csv", "/b.csv"]);
         assert_eq!(expand("~alice/*/*.csv"), ["/d/x.csv"]);
@@ -188,6 +233,35 @@ mod tests {
         assert_eq!(expand("~bob/x"), ["~bob/x"]);
         assert_eq!(expand(r"\~/x\*"), ["~/x*"]);
         assert_eq!(expand("~/*.none"), ["/*.none"], "without a match the word stays");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error_and_not_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+            std::fs::write(folder.path().join(name).join("file"), "").unwrap();
+        }
+        let home = folder.path().to_str().unwrap().as_bytes();
+        let expand = |word: &str, mut budget: Budget| expand("alice", home, word.as_bytes(), &mut budget);
+        // The components of the home itself are on the way.
+        let above = folder.path().components().count() - 1;
+        let budget = |paths: usize| Budget { paths: above + paths, bytes: MAX_BYTES };
+        assert_eq!(expand("~/*", budget(3)).unwrap().len(), 3);
+        assert!(matches!(expand("~/*", budget(2)), Err(WorkerError::Bound(_))));
+        assert_eq!(expand("~/*/file", budget(6)).unwrap().len(), 3);
+        let error = expand("~/*/file", budget(5)).unwrap_err().to_string();
+        assert!(error.contains("with -r"), "{error}");
+        assert!(expand("~/*", Budget { paths: 100, bytes: home.len() }).is_err());
+
+        // All words of a command share it.
+        let mut shared = budget(3);
+        expand_into(&mut shared, home, "~/[ab]").unwrap();
+        assert!(expand_into(&mut shared, home, "~/[ab]").is_err());
+    }
+
+    fn expand_into(budget: &mut Budget, home: &[u8], word: &str) -> Result<Vec<Vec<u8>>, WorkerError> {
+        expand("alice", home, word.as_bytes(), budget)
     }
 
     proptest! {

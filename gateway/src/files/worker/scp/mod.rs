@@ -60,14 +60,14 @@ fn file_error(path: &[u8], error: Errno) -> ScpError {
 /// if everything was copied.
 pub(super) fn serve(jail: &Jail, words: &[Vec<u8>]) -> Result<u8, WorkerError> {
     let (options, patterns) = parse(words)?;
-    let home = jail.virtual_home().into_os_string().into_vec();
-    let paths: Vec<Vec<u8>> = patterns.iter().flat_map(|word| glob::expand(&jail.user, &home, word)).collect();
     let mut wire = Wire::new();
-    let result = if options.receive {
-        sink::receive(&mut wire, options, &paths)
-    } else {
-        source::send(&mut wire, options, &paths)
-    };
+    let result = expand(jail, patterns).and_then(|paths| {
+        if options.receive {
+            sink::receive(&mut wire, options, &paths)
+        } else {
+            source::send(&mut wire, options, &paths)
+        }
+    });
     match result {
         Ok(()) => Ok(u8::from(wire.failures > 0)),
         Err(error) => {
@@ -76,6 +76,15 @@ pub(super) fn serve(jail: &Jail, words: &[Vec<u8>]) -> Result<u8, WorkerError> {
             Err(error)
         }
     }
+}
+
+fn expand(jail: &Jail, patterns: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, WorkerError> {
+    let home = jail.virtual_home().into_os_string().into_vec();
+    let (mut budget, mut paths) = (glob::Budget::default(), Vec::new());
+    for word in patterns {
+        paths.append(&mut glob::expand(&jail.user, &home, word, &mut budget)?);
+    }
+    Ok(paths)
 }
 
 fn parse(words: &[Vec<u8>]) -> Result<(Options, &[Vec<u8>]), WorkerError> {

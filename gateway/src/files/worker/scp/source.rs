@@ -103,12 +103,22 @@ impl Source<'_> {
         status: &Stat,
         depth: usize,
     ) -> Result<(), ScpError> {
-        let entries = Dir::new(folder).and_then(entries).map_err(|error| file_error(path, error))?;
+        let entries = Dir::new(folder).map_err(|error| file_error(path, error))?;
         if !self.announce(b'D', 0, name, status)? {
             return Ok(());
         }
+        // One after the other: there may be more than memory holds.
         for entry in entries {
-            self.path(&[path, b"/", &entry].concat(), depth + 1)?;
+            match entry {
+                Ok(entry) if matches!(entry.file_name().to_bytes(), b"." | b"..") => {}
+                Ok(entry) => self.path(&[path, b"/", entry.file_name().to_bytes()].concat(), depth + 1)?,
+                Err(error) => {
+                    if let ScpError::File(text) = file_error(path, error) {
+                        self.wire.refuse(&text)?;
+                    }
+                    break;
+                }
+            }
         }
         self.wire.put(b"E\n")?;
         self.wire.answer()?;
@@ -129,11 +139,6 @@ impl Source<'_> {
         self.wire.put(&line)?;
         self.wire.answer()
     }
-}
-
-fn entries(folder: Dir) -> Result<Vec<Vec<u8>>, Errno> {
-    let names = folder.map(|entry| Ok(entry?.file_name().to_bytes().to_vec()));
-    names.filter(|name| !matches!(name.as_deref(), Ok(b"." | b".."))).collect()
 }
 
 /// The last component of a path; none if it cannot stand in a line.
