@@ -247,6 +247,17 @@ mod tests {
             chown(&path, Some(20_001), Some(20_001)).unwrap();
         }
 
+        /// A folder outside the home with a `file` in it, both the user's.
+        fn outside(&self) -> PathBuf {
+            let outside = self.folder.path().join("outside");
+            std::fs::create_dir(&outside).unwrap();
+            std::fs::write(outside.join("file"), "outside").unwrap();
+            for path in [outside.join("file"), outside.clone()] {
+                chown(path, Some(20_001), Some(20_001)).unwrap();
+            }
+            outside
+        }
+
         fn read(&self, relative: &str) -> Result<String, FilesError> {
             let mut text = String::new();
             open_in_home(&self.config, &self.user, Path::new(relative))?.read_to_string(&mut text).unwrap();
@@ -268,25 +279,33 @@ mod tests {
         let home = Home::new();
         home.write("jobs/1/log", "hello");
         std::fs::write(home.path("roots"), "secret").unwrap();
-        symlink("/etc/passwd", home.path("passwd")).unwrap();
+        // What the links lead to is the user's, so that only the way there is wrong.
+        let outside = home.outside();
+        symlink(outside.join("file"), home.path("absolute")).unwrap();
+        symlink("../../outside/file", home.path("relative")).unwrap();
         symlink("jobs", home.path("link")).unwrap();
+        symlink(&outside, home.path("folder")).unwrap();
         symlink("/", home.path("root")).unwrap();
+        let from_root = format!("root{}/file", outside.display());
+        let as_absolute = outside.join("file").display().to_string();
         let pipe = rustix::fs::CWD;
         rustix::fs::mkfifoat(pipe, home.path("pipe"), Mode::from_raw_mode(0o666)).unwrap();
         chown(home.path("pipe"), Some(20_001), Some(20_001)).unwrap();
-        for bad in [
-            "roots",
-            "passwd",
+        for away in [
+            "absolute",
+            "relative",
             "link/1/log",
-            "root/etc/passwd",
-            "pipe",
-            "jobs",
-            "../../../etc/passwd",
-            "/etc/passwd",
+            "folder/file",
+            &from_root,
+            "../../outside/file",
+            "jobs/../../../outside/file",
+            &as_absolute,
             "jobs/../../alice/jobs/1/log",
-            "missing",
-            "",
         ] {
+            assert!(std::fs::read(home.path(away)).is_ok(), "{away} leads to nothing");
+            assert!(home.read(away).is_err(), "{away}");
+        }
+        for bad in ["roots", "pipe", "jobs", "missing", ""] {
             assert!(home.read(bad).is_err(), "{bad}");
         }
         assert_eq!(home.read("jobs/../jobs/1/log").unwrap(), "hello");
@@ -298,25 +317,30 @@ mod tests {
         for name in ["out/b", "out/a/deep", "out/c"] {
             home.write(name, "12345");
         }
-        symlink("/etc", home.path("out/etc")).unwrap();
+        let outside = home.outside();
+        symlink(&outside, home.path("out/folder")).unwrap();
+        symlink(outside.join("file"), home.path("out/file")).unwrap();
         std::fs::write(home.path("out/roots"), "secret").unwrap();
         let list = |limits| list_in_home(&home.config, &home.user, Path::new("out"), limits);
         let found = list(Limits::default()).unwrap();
         let names: Vec<_> = found.iter().map(|listed| (listed.path.to_str().unwrap(), listed.size)).collect();
         assert_eq!(names, [("a/deep", 5), ("b", 5), ("c", 5)]);
-        assert!(matches!(list(Limits { entries: 5, depth: 9 }), Err(FilesError::Bound { .. })));
+        assert!(matches!(list(Limits { entries: 6, depth: 9 }), Err(FilesError::Bound { .. })));
         assert!(matches!(list(Limits { entries: 99, depth: 1 }), Err(FilesError::Bound { .. })));
-        assert!(list_in_home(&home.config, &home.user, Path::new("out/etc"), Limits::default()).is_err());
+        assert!(list_in_home(&home.config, &home.user, Path::new("out/folder"), Limits::default()).is_err());
     }
 
     #[test]
     fn a_swapped_folder_is_never_followed() {
         use std::sync::atomic::{AtomicBool, Ordering};
         let home = Home::new();
-        home.write("dir/passwd", "mine");
-        symlink("/etc", home.path("evil")).unwrap();
+        home.write("dir/file", "mine");
+        // As it is outside: the user's, and with another text.
+        symlink(home.outside(), home.path("evil")).unwrap();
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
+            // Also if an assertion fails: a scope waits for its threads.
+            let _stopped = Stop(&stop);
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     let (dir, evil) = (home.path("dir"), home.path("evil"));
@@ -324,15 +348,26 @@ mod tests {
                     rustix::fs::renameat_with(rustix::fs::CWD, &dir, rustix::fs::CWD, &evil, flags).unwrap();
                 }
             });
-            let mut good = 0;
+            let (mut inside, mut nowhere) = (0, 0);
             for _ in 0..20_000 {
-                if let Ok(text) = home.read("dir/passwd") {
-                    assert_eq!(text, "mine");
-                    good += 1;
+                match home.read("dir/file") {
+                    Ok(text) => {
+                        assert_eq!(text, "mine");
+                        inside += 1;
+                    }
+                    Err(_) => nowhere += 1,
                 }
             }
-            stop.store(true, Ordering::Relaxed);
-            assert!(good > 0);
+            assert!(inside > 0 && nowhere > 0, "the race was run: {inside} {nowhere}");
         });
+    }
+
+    /// Ends a race when it is dropped.
+    struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
+
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
     }
 }

@@ -149,6 +149,8 @@ fn no_race_leads_out() {
     symlink("../../../../../../../../etc", site.home("evil2")).unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // Also if an assertion fails: a scope waits for its threads.
+        let _stopped = Stop(&stop);
         for evil in ["evil", "evil2"] {
             scope.spawn(|| {
                 let (dir, evil) = (site.home("dir"), site.home(evil));
@@ -190,7 +192,6 @@ fn no_race_leads_out() {
                 }
             }
         }
-        stop.store(true, Ordering::Relaxed);
         assert!(inside > 0 && nowhere > 0, "the race was run: {inside} {nowhere}");
     });
     untouched(&site);
@@ -199,6 +200,15 @@ fn no_race_leads_out() {
         if entry.file_name().to_str().unwrap().starts_with("linked-") {
             assert_eq!(fs::read_to_string(entry.path()).unwrap(), "mine");
         }
+    }
+}
+
+/// Ends a race when it is dropped.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
