@@ -1,9 +1,9 @@
 //! A process, started as root, gives up everything but one user's view of their files.
 //!
-//! In this order: the umask of users' files; no descriptor but the standard ones; a session and a mount namespace of its own, whose root
-//! is an empty tmpfs with the user's folders bound into it; bounds; the user's uid and no capability, for
-//! good; Landlock, as a second wall in front of the same view. Whatever fails ends the process: there is no
-//! weaker way.
+//! In this order: the umask of users' files; no descriptor but the standard ones; a session and a mount
+//! namespace of its own, whose root is an empty tmpfs with the user's folders bound into it; bounds; the
+//! user's uid and no capability, for good; Landlock, as a second wall in front of the same view. Whatever
+//! fails ends the process: there is no weaker way.
 
 use super::{super::Jail, WorkerError};
 use landlock::{
