@@ -281,9 +281,10 @@ async fn reaches_the_outside_and_nothing_else(engine: &Path, world: &World) {
     scene.open_are(&["names", "public"]).await;
     drop(scene);
 
-    // What an administrator allows and blocks.
+    // What an administrator allows and blocks. Neighbours stay apart, and so does the host, whatever is allowed.
     let scene = Scene::new(engine, |config| {
-        config.docker.allowed_networks = vec![format!("{PRIVATE}/32").parse().unwrap()];
+        let allowed = [format!("{PRIVATE}/32"), "172.16.0.0/12".into(), "192.168.0.0/16".into(), "fe80::/10".into()];
+        config.docker.allowed_networks = allowed.map(|network| network.parse().unwrap()).to_vec();
         config.docker.blocked_networks = vec![format!("{PUBLIC}/32").parse().unwrap()];
     })
     .await;
