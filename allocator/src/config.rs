@@ -1,6 +1,10 @@
 //! Settings of the service: a TOML file, and flags over it.
 
-use mlad_allocator::{AllocatorError, Gpus, Settings, service::Listen};
+use mlad_allocator::{
+    AllocatorError, Gpus, Settings,
+    placement::{Objective, PolicyName},
+    service::Listen,
+};
 use serde::Deserialize;
 use std::{
     fs,
@@ -32,6 +36,13 @@ pub(crate) struct Flags {
     /// Seconds a lease lasts unless it is renewed [default: 60].
     #[arg(long)]
     lease_seconds: Option<u64>,
+    /// What decides where a slice is placed: first-fit, best-fit, least-fragmentation, expected-loss or
+    /// expected-room [default: expected-room].
+    #[arg(long)]
+    policy: Option<PolicyName>,
+    /// What is to be as many as possible: requests or slices [default: slices].
+    #[arg(long)]
+    objective: Option<Objective>,
 }
 
 /// What the file may hold.
@@ -44,6 +55,8 @@ struct ConfigFile {
     token_file: Option<PathBuf>,
     node: Option<String>,
     lease_seconds: Option<u64>,
+    policy: Option<PolicyName>,
+    objective: Option<Objective>,
 }
 
 /// The settings in force.
@@ -55,6 +68,8 @@ pub(crate) struct Config {
     nvml: String,
     node: Option<String>,
     lease_seconds: u64,
+    policy: PolicyName,
+    objective: Objective,
 }
 
 impl Config {
@@ -70,6 +85,8 @@ impl Config {
             nvml: pick(&flags.nvml, file.nvml).unwrap_or_else(|| "system".to_owned()),
             node: pick(&flags.node, file.node),
             lease_seconds: flags.lease_seconds.or(file.lease_seconds).unwrap_or(Settings::LEASE.as_secs()),
+            policy: flags.policy.or(file.policy).unwrap_or_default(),
+            objective: flags.objective.or(file.objective).unwrap_or_default(),
         })
     }
 
@@ -93,7 +110,8 @@ impl Config {
         };
         let lease = Duration::from_secs(self.lease_seconds);
         let node = self.node.clone().map_or_else(host_name, Ok)?;
-        Ok(Settings { database: self.database.clone(), node, gpus, lease })
+        let (policy, objective) = (self.policy, self.objective);
+        Ok(Settings { database: self.database.clone(), node, gpus, lease, policy, objective })
     }
 }
 
@@ -123,6 +141,8 @@ mod tests {
             token_file: None,
             node: Some("dgx-1".to_owned()),
             lease_seconds: None,
+            policy: None,
+            objective: None,
         };
         let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/allocator.toml");
         let [example, default] = [Some(example), None].map(|file| Config::read(&flags(file)).unwrap());

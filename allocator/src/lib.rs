@@ -7,6 +7,7 @@
 //! * `queue` — who is next and why others wait: pure.
 //! * `lease` — the ledger of leases and waiting requests, in the database.
 //! * `node` — inventory and repartitioning through NVML.
+//! * `simulation` — how good policies are, on simulated requests: pure.
 //! * `service` — the same over HTTP, server and client.
 
 mod error;
@@ -16,6 +17,7 @@ pub mod node;
 pub mod placement;
 pub mod queue;
 pub mod service;
+pub mod simulation;
 
 pub use error::AllocatorError;
 pub use lease::{Embedded, Gpus, Settings};

@@ -1,6 +1,8 @@
-//! The allocator as a service of its own: `mlad-allocator serve`.
+//! The allocator as a service of its own: `mlad-allocator serve`; and how good its policies are:
+//! `mlad-allocator simulate`.
 
 mod config;
+mod simulate;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -26,25 +28,33 @@ struct Arguments {
 enum Command {
     /// Serve the GPUs of this machine to gateways.
     Serve(Flags),
+    /// Simulate requests for GPUs and tell how many each placement policy accepts.
+    Simulate(simulate::Flags),
 }
 
 /// How long what still runs may take when everything has been stopped.
 const LEFT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let Command::Serve(flags) = Arguments::parse().command;
+    let command = Arguments::parse().command;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let runtime = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("mlad-allocator: the system gives no threads: {error}");
-            return ExitCode::FAILURE;
+    let ended = match &command {
+        Command::Simulate(flags) => simulate::run(flags),
+        Command::Serve(flags) => {
+            let runtime = match tokio::runtime::Runtime::new() {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    eprintln!("mlad-allocator: the system gives no threads: {error}");
+                    return ExitCode::FAILURE;
+                }
+            };
+            let ended = runtime.block_on(run(flags));
+            // Not waited for without end: a call of the driver may never return.
+            runtime.shutdown_timeout(LEFT);
+            ended
         }
     };
-    let ended = runtime.block_on(run(&flags));
-    // Not waited for without end: a call of the driver may never return.
-    runtime.shutdown_timeout(LEFT);
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -5,6 +5,7 @@ mod check;
 mod tests;
 
 use mlad::api::Need;
+use mlad_allocator::placement::{Objective, PolicyName};
 use serde::Deserialize;
 use std::{
     net::{IpAddr, SocketAddr},
@@ -384,6 +385,10 @@ pub struct Allocator {
     pub nvml_library: Option<PathBuf>,
     /// Seconds a lease lasts without renewal.
     pub lease_seconds: Option<u64>,
+    /// What decides where the embedded one places a slice.
+    pub policy: Option<PolicyName>,
+    /// What the embedded one makes as many as possible.
+    pub objective: Option<Objective>,
 }
 
 impl Config {

@@ -190,6 +190,8 @@ async fn allocator(config: &Config) -> anyhow::Result<(Arc<dyn Allocate>, Option
     if let Some(seconds) = config.allocator.lease_seconds {
         settings.lease = Duration::from_secs(seconds);
     }
+    settings.policy = config.allocator.policy.unwrap_or_default();
+    settings.objective = config.allocator.objective.unwrap_or_default();
     let embedded = Embedded::start(settings).await?;
     Ok((Arc::clone(&embedded) as _, Some(embedded)))
 }

@@ -2,7 +2,7 @@
 
 use super::{Model, Profile, ProfileName};
 use mlad::api::Need;
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 /// What a need comes to: on each model the profile that serves it, if one does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +18,16 @@ impl Resolution {
     /// The index of the profile that serves on the model with this index.
     pub fn on(&self, model: usize) -> Option<usize> {
         self.by_model.get(model).copied().flatten()
+    }
+
+    /// The same on the models that `allowed` lets through, and nothing on others.
+    pub fn only(&self, allowed: impl Fn(usize) -> bool) -> Cow<'_, Self> {
+        let by_model = || self.by_model.iter().enumerate();
+        if by_model().all(|(model, at)| at.is_none() || allowed(model)) {
+            return Cow::Borrowed(self);
+        }
+        let by_model = by_model().map(|(model, at)| at.filter(|_| allowed(model))).collect();
+        Cow::Owned(Self { by_model, ..self.clone() })
     }
 
     /// Whether GPUs are needed at all.
@@ -36,32 +46,64 @@ pub struct Impossible(pub String);
 /// A profile is found by its name, or by what the name means where drivers spell it differently. Memory is
 /// served by the smallest MIG profile with at least as much (then the fewest columns, no extra media
 /// engines, the fewest compute slices), and by a whole GPU without MIG only where no MIG profile has enough.
-/// `gpu` is served by a GPU without MIG and by the profile that is the whole of a GPU with MIG.
+/// `gpu` is served by a GPU without MIG and by the profile that is the whole of a GPU with MIG. Where a model
+/// is named, others serve nothing.
 ///
 /// # Errors
 /// [`Impossible`] when none of the models can serve it.
 pub fn resolve(need: &Need, models: &[Arc<Model>]) -> Result<Resolution, Impossible> {
+    let (need, named) = match need {
+        Need::On { need, model } => (&**need, Some(model.as_str())),
+        need => (need, None),
+    };
+    let is_named = |model: &Model| named.is_none_or(|part| is_called(model, part));
+    if let Some(part) = named.filter(|_| !models.iter().any(|model| is_named(model))) {
+        return Err(Impossible(no_such_model(part, models)));
+    }
+    // Of the models that are not named nothing is taken into account.
+    let considered = || models.iter().map(|model| Some(model).filter(|model| is_named(model)));
     let by_model: Vec<Option<usize>> = match need {
         Need::Cpu => {
             let by_model = vec![None; models.len()];
             return Ok(Resolution { profile: "cpu".to_owned(), memory_mib: 0, by_model });
         }
-        Need::Gpu => models.iter().map(|model| model.whole_gpu()).collect(),
-        Need::Profile(name) => models.iter().map(|model| by_name(model, name)).collect(),
+        Need::Gpu => considered().map(|model| model?.whole_gpu()).collect(),
+        Need::Profile(name) => considered().map(|model| by_name(model?, name)).collect(),
         Need::MemoryMib(mib) => {
             let sliced = |model: &Arc<Model>| model.sliced.then(|| smallest(model, *mib)).flatten();
-            let sliced: Vec<_> = models.iter().map(sliced).collect();
+            let sliced: Vec<_> = considered().map(|model| sliced(model?)).collect();
             if sliced.iter().any(Option::is_some) {
                 sliced
             } else {
-                models.iter().map(|model| smallest(model, *mib)).collect()
+                considered().map(|model| smallest(model?, *mib)).collect()
             }
         }
+        // One model within another: its text cannot be read.
+        Need::On { .. } => vec![None; models.len()],
     };
     let served = std::iter::zip(models, &by_model).filter_map(|(model, at)| model.profile((*at)?));
     match served.min_by_key(|profile| (profile.memory_mib, profile.columns)) {
         Some(profile) => Ok(Resolution { profile: profile.name.clone(), memory_mib: profile.memory_mib, by_model }),
-        None => Err(Impossible(why_impossible(need, models))),
+        None => {
+            let considered: Vec<&Model> = considered().flatten().map(|model| &**model).collect();
+            let which = named.map_or_else(String::new, |part| format!(" of the model {part}"));
+            Err(Impossible(why_impossible(need, &which, &considered)))
+        }
+    }
+}
+
+/// Whether a part of a model's name is given; spaces in it are written `-`.
+fn is_called(model: &Model, part: &str) -> bool {
+    model.name.to_ascii_lowercase().replace(' ', "-").contains(part)
+}
+
+fn no_such_model(part: &str, models: &[Arc<Model>]) -> String {
+    let mut names: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    match names.as_slice() {
+        [] => format!("no GPU is here, and so none of the model {part}"),
+        names => format!("no GPU here is of the model {part}; those here are {}", names.join(", ")),
     }
 }
 
@@ -82,26 +124,26 @@ fn smallest(model: &Model, memory_mib: u64) -> Option<usize> {
     enough.min_by_key(|(_, profile)| order(profile)).map(|(index, _)| index)
 }
 
-fn why_impossible(need: &Need, models: &[Arc<Model>]) -> String {
+fn why_impossible(need: &Need, which: &str, models: &[&Model]) -> String {
     let mut profiles: Vec<&Profile> = models.iter().flat_map(|model| model.profiles()).collect();
     profiles.retain(|profile| profile.is_plain());
     profiles.sort_by_key(|profile| (profile.memory_mib, profile.resources.compute));
     profiles.dedup_by_key(|profile| profile.name.as_str());
     if profiles.is_empty() {
-        return format!("no GPU is here to serve {need}; only `cpu` (no GPU) fits");
+        return format!("no GPU{which} is here to serve {need}; only `cpu` (no GPU) fits");
     }
     match need {
         Need::Profile(name) => {
             let closest = closest(name, profiles);
-            format!("no GPU here can be sliced into {name}; the closest that fit are {}", list(&closest))
+            format!("no GPU here{which} can be sliced into {name}; the closest that fit are {}", list(&closest))
         }
         Need::MemoryMib(_) => {
             let largest: Vec<_> = profiles.last().into_iter().copied().collect();
-            format!("no GPU here has {need} of memory in one piece; the largest that fits is {}", list(&largest))
+            format!("no GPU here{which} has {need} of memory in one piece; the largest that fits is {}", list(&largest))
         }
-        Need::Gpu | Need::Cpu => {
+        Need::Gpu | Need::Cpu | Need::On { .. } => {
             let largest: Vec<_> = profiles.iter().rev().take(3).copied().collect();
-            format!("no GPU here is leased as a whole; the largest that fit are {}", list(&largest))
+            format!("no GPU here{which} is leased as a whole; the largest that fit are {}", list(&largest))
         }
     }
 }
@@ -184,6 +226,28 @@ mod tests {
         let plain = [Arc::new(Model::whole("NVIDIA L40S", 46068))];
         assert_eq!(profile("10G", &plain).as_deref(), Ok("gpu"));
         assert!(profile("1g.5gb", &plain).is_err());
+    }
+
+    #[test]
+    fn a_model_can_be_named() {
+        let pool =
+            [("A100-40GB", "NVIDIA A100-SXM4-40GB"), ("H100-80GB", "NVIDIA H100 80GB HBM3")].map(|(key, name)| {
+                let mut model = facts::model(key);
+                model.name = name.to_owned();
+                Arc::new(model)
+            });
+        let on = |need: &str| {
+            let found = resolve(&need.parse().unwrap(), &pool).map_err(|error| error.0)?;
+            Ok::<_, String>([0, 1].map(|at| found.on(at).is_some()))
+        };
+        assert_eq!(on("10G"), Ok([true, true]));
+        assert_eq!(on("10G@A100"), Ok([true, false]));
+        assert_eq!(on("gpu@h100-80gb"), Ok([false, true]));
+        assert_eq!(on("1g.10gb@nvidia"), Ok([true, true]));
+        let refused = on("1g.5gb@h100").unwrap_err();
+        assert!(refused.contains("of the model h100") && refused.contains("1g.10gb"), "{refused}");
+        let refused = on("gpu@b200").unwrap_err();
+        assert!(refused.contains("b200") && refused.contains("NVIDIA H100 80GB HBM3"), "{refused}");
     }
 
     proptest! {

@@ -21,9 +21,9 @@ const LONGEST_USER: usize = 128;
 impl Ledger {
     /// What a need comes to on the GPUs there are.
     pub(super) fn resolve(&self, need: &Need) -> Result<Resolution, AllocatorError> {
-        resolve(need, &self.pool.models).map_err(|impossible| match self.unsure() {
+        resolve(need, self.pool.models()).map_err(|impossible| match self.unsure() {
             None => AllocatorError::Impossible(impossible.0),
-            Some(why) if self.pool.models.is_empty() => {
+            Some(why) if self.pool.models().is_empty() => {
                 AllocatorError::Driver(format!("{why}; until that is over, only `cpu` (no GPU) can be had"))
             }
             Some(why) => AllocatorError::Driver(format!(
@@ -54,7 +54,7 @@ impl Ledger {
             requested_at: now.wall,
         };
         if resolution.needs_gpu() {
-            self.policy.mix.see(&row.profile);
+            self.policy.see(&row.profile);
         }
         tracing::debug!(workload = row.workload, user = %row.user, need = %row.need, seq = row.seq, "asked");
         self.effects.writes.push(Write::Request(row.clone()));

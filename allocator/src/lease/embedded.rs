@@ -9,6 +9,7 @@ use super::{
 use crate::{
     Allocate, AllocatorError, LeaseRequest, LeaseState, Resolved,
     node::{Driver, DriverError, Node, NvmlDriver},
+    placement::{Objective, PolicyName},
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -37,6 +38,10 @@ pub struct Settings {
     pub gpus: Gpus,
     /// How long a lease lasts unless it is renewed. Renew it three times as often.
     pub lease: Duration,
+    /// What decides where a slice is placed.
+    pub policy: PolicyName,
+    /// What is to be as many as possible.
+    pub objective: Objective,
 }
 
 /// Where the GPUs come from.
@@ -56,7 +61,8 @@ impl Settings {
 
     /// The usual settings: the system's GPUs, leases of 60 s.
     pub fn new(database: impl Into<PathBuf>, node: impl Into<String>) -> Self {
-        Self { database: database.into(), node: node.into(), gpus: Gpus::System, lease: Self::LEASE }
+        let (policy, objective) = Default::default();
+        Self { database: database.into(), node: node.into(), gpus: Gpus::System, lease: Self::LEASE, policy, objective }
     }
 }
 
@@ -116,7 +122,7 @@ impl Embedded {
         let (sender, version) = watch::channel(first);
         let node = opener.map(|open| Node::start(open, report)).transpose();
         let mut engine = Engine {
-            ledger: Ledger::new(settings.node, settings.lease),
+            ledger: Ledger::new(settings.node, settings.lease).with(settings.policy.policy(settings.objective)),
             store,
             _lock: lock,
             node: node.map_err(|error| AllocatorError::Driver(error.to_string()))?,

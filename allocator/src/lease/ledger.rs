@@ -14,7 +14,7 @@ use crate::{
     AllocatorError,
     geometry::resolve,
     node::{Change, Order},
-    placement::{Action, ExpectedLoss, Plan, Pool},
+    placement::{Action, ExpectedRoom, Plan, Policy, Pool},
     queue::{self, Entry, Holdings},
 };
 use jiff::SignedDuration;
@@ -50,7 +50,7 @@ pub(super) struct Ledger {
     pub(super) down: Option<String>,
     pub(super) read_at: jiff::Timestamp,
     pub(super) pool: Pool,
-    pub(super) policy: ExpectedLoss,
+    pub(super) policy: Box<dyn Policy>,
     pub(super) effects: Effects,
     /// Slots whose destruction was under way when the allocator stopped.
     pub(super) unfinished: BTreeSet<(String, Key)>,
@@ -135,7 +135,7 @@ impl Ledger {
             down: None,
             read_at: jiff::Timestamp::UNIX_EPOCH,
             pool: Pool::default(),
-            policy: ExpectedLoss::default(),
+            policy: Box::new(ExpectedRoom::default()),
             effects: Effects::default(),
             unfinished: BTreeSet::new(),
             deadlines: Deadlines::default(),
@@ -149,6 +149,11 @@ impl Ledger {
         }
     }
 
+    /// The same, placing by `policy`.
+    pub(super) fn with(self, policy: Box<dyn Policy>) -> Self {
+        Self { policy, ..self }
+    }
+
     /// Takes over what the database says, in place of what is remembered. Every lease has a full period from
     /// now. What is known of the GPUs, and changes that their threads are at, stay.
     pub(super) fn load(&mut self, loaded: Loaded, now: Now) {
@@ -158,7 +163,9 @@ impl Ledger {
         (self.known, self.holders, self.holdings, self.sliceless) = Default::default();
         self.just_ended.clear();
         if self.seq == 0 {
-            loaded.asked.iter().for_each(|profile| self.policy.mix.see(profile));
+            for profile in &loaded.asked {
+                self.policy.see(profile);
+            }
         }
         (self.deadlines, self.renewed, self.flush_at) = Default::default();
         self.fence = self.fence.max(loaded.fence);
@@ -422,7 +429,7 @@ impl Ledger {
             seq: row.seq,
             user: Arc::clone(&row.user),
             limits: row.limits,
-            wanted: resolve(&row.need, &self.pool.models).ok().map(Arc::new),
+            wanted: resolve(&row.need, self.pool.models()).ok().map(Arc::new),
             preparing: false,
             expected_seconds: row.expected_seconds,
         };

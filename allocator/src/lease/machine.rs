@@ -105,11 +105,10 @@ impl Ledger {
     pub(super) fn rebuild(&mut self, uuid: &str) {
         let Some(at) = self.gpus.iter().position(|gpu| gpu.uuid == uuid) else { return };
         let Some(gpu) = self.gpus.get(at) else { return };
-        let Some(model) = self.pool.models.iter().position(|model| Arc::ptr_eq(model, &gpu.model)) else { return };
+        let Some(model) = self.pool.models().iter().position(|model| Arc::ptr_eq(model, &gpu.model)) else { return };
         let space = gpu.space(model, self.held_on(uuid));
-        if let Some(slot) = self.pool.gpus.get_mut(at) {
-            *slot = space;
-        }
+        self.pool.replace(at, space);
+        self.pool.price(&self.policy);
     }
 
     /// Works out models and space of every GPU, and what each waiting request comes to on them.
@@ -126,9 +125,10 @@ impl Ledger {
             gpu.space(model, self.held_on(&gpu.uuid))
         });
         let gpus = spaces.collect();
-        self.pool = Pool { models, gpus };
+        self.pool = Pool::new(models, gpus);
+        self.pool.price(&self.policy);
         for waiting in self.waiting.values_mut() {
-            waiting.entry.wanted = resolve(&waiting.row.need, &self.pool.models).ok().map(Arc::new);
+            waiting.entry.wanted = resolve(&waiting.row.need, self.pool.models()).ok().map(Arc::new);
         }
         self.stir();
     }

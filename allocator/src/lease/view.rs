@@ -7,8 +7,8 @@ use super::{
 };
 use crate::{
     AllocatorError, LeaseState,
-    geometry::{Columns, Profile},
-    placement::plan,
+    geometry::{Columns, Placed, Profile, Resolution},
+    placement::{self, Shortage, plan},
     queue::{self, Block, Entry, Facts},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -28,6 +28,8 @@ pub(super) struct Outlook {
     until: Timestamp,
     /// Every waiting request, first in line first: worked out when it is first needed.
     order: OnceLock<Vec<u64>>,
+    /// By need, for those that wait for space: what is missing, and which lease alone is in the way.
+    shortages: HashMap<String, (Shortage, Option<String>)>,
     free: Vec<String>,
     faults: Vec<String>,
     troubles: Vec<String>,
@@ -39,6 +41,8 @@ impl Outlook {
         now <= self.until
     }
 }
+/// So many leases that are in the way of a request are compared.
+const IN_THE_WAY: usize = 1024;
 
 impl Ledger {
     /// What became of the request of a workload; none if it neither waits nor holds anything.
@@ -101,7 +105,32 @@ impl Ledger {
         let estimates = near.iter().zip(estimates).filter_map(|((entry, _), at)| Some((entry.seq, at?))).collect();
         let faults = self.faults();
         let troubles = self.gpus.iter().flat_map(Gpu::troubles).chain(faults.clone()).collect();
-        Outlook { line, estimates, until, order: OnceLock::new(), free: self.free_profiles(), faults, troubles }
+        let mut shortages = HashMap::new();
+        for (entry, _) in near.iter().filter(|(_, block)| *block == Block::Space) {
+            let (Some(waiting), Some(wanted)) = (self.waiting.get(&entry.seq), &entry.wanted) else { continue };
+            let told = || (placement::shortage(&self.pool, wanted), self.in_the_way(wanted));
+            shortages.entry(waiting.row.need.to_string()).or_insert_with(told);
+        }
+        let free = self.free_profiles();
+        Outlook { line, estimates, until, order: OnceLock::new(), shortages, free, faults, troubles }
+    }
+
+    /// The lease whose end alone makes room, in words; of several the one that is known to end first, then the
+    /// oldest.
+    fn in_the_way(&self, wanted: &Resolution) -> Option<String> {
+        let lease = |(gpu, placed): (usize, Placed)| {
+            let gpu = self.gpus.get(gpu)?;
+            let fence = self.holders.get(&(gpu.uuid.clone(), gpu.key(placed)?))?;
+            self.leases.get(fence)
+        };
+        let ends = placement::single_ends(&self.pool, wanted);
+        let found = ends.into_iter().take(IN_THE_WAY).filter_map(lease).min_by_key(|lease| {
+            let end = lease.request.expected_seconds.and_then(|seconds| queue::after(lease.granted_at, seconds));
+            (end.unwrap_or(Timestamp::MAX), lease.fence)
+        })?;
+        let LeaseRow { request, profile, slice, .. } = found;
+        let index = slice.as_ref().map(|slice| slice.gpu_index)?;
+        Some(format!("{} of {} ({profile} on GPU {index})", request.workload, request.user))
     }
 
     /// Every waiting request, first in line first.
@@ -117,10 +146,13 @@ impl Ledger {
             Block::Behind(seq) => self.waiting.get(&seq).map(|before| (before.row.user.as_ref(), &before.row.need)),
             _ => None,
         };
+        let short = outlook.shortages.get(&row.need.to_string()).filter(|_| block == Block::Space);
         let facts = Facts {
             need: &row.need,
             ahead: before,
             free: &outlook.free,
+            shortage: short.map(|(shortage, _)| *shortage),
+            blocker: short.and_then(|(_, lease)| lease.as_deref()),
             faults: &outlook.faults,
             troubles: &outlook.troubles,
         };
@@ -208,7 +240,7 @@ impl Ledger {
     /// How much room a GPU has for each of its profiles, the smallest first.
     fn rooms(&self, gpu: &Gpu) -> Vec<ProfileRoom> {
         let at = self.gpus.iter().position(|other| other.uuid == gpu.uuid);
-        let Some(space) = at.and_then(|at| self.pool.gpus.get(at)).filter(|space| space.usable) else {
+        let Some(space) = at.and_then(|at| self.pool.gpus().get(at)).filter(|space| space.usable) else {
             return Vec::new();
         };
         let mut profiles: Vec<_> = gpu.model.profiles().iter().enumerate().collect();
@@ -223,7 +255,7 @@ impl Ledger {
     }
 
     /// When and where a lease is known to end; one that is overdue may end any moment.
-    fn known_end(&self, lease: &LeaseRow) -> Option<(Timestamp, usize, crate::geometry::Placed)> {
+    fn known_end(&self, lease: &LeaseRow) -> Option<(Timestamp, usize, Placed)> {
         let slice = lease.slice.as_ref()?;
         let end = queue::after(lease.granted_at, lease.request.expected_seconds?)?;
         let at = self.gpus.iter().position(|gpu| gpu.uuid == slice.gpu)?;
@@ -233,14 +265,14 @@ impl Ledger {
 
     /// Names of the base profiles for which there is space now, largest first.
     fn free_profiles(&self) -> Vec<String> {
-        let profiles = self.pool.models.iter().flat_map(|model| model.profiles());
+        let profiles = self.pool.models().iter().flat_map(|model| model.profiles());
         let plain = profiles.filter(|profile| profile.is_plain());
         let sizes: HashMap<&str, u64> = plain.map(|profile| (profile.name.as_str(), profile.memory_mib)).collect();
         let mut names: Vec<(&str, u64)> = sizes.into_iter().collect();
         names.sort_by_key(|(name, memory)| (std::cmp::Reverse(*memory), *name));
         let fits = |name: &str| {
             let need = if name == "gpu" { Need::Gpu } else { Need::Profile(name.to_owned()) };
-            let resolution = crate::geometry::resolve(&need, &self.pool.models).ok();
+            let resolution = crate::geometry::resolve(&need, self.pool.models()).ok();
             resolution.is_some_and(|wanted| plan(&self.pool, &wanted, &self.policy, |_| true).is_some())
         };
         names.into_iter().map(|(name, _)| name).filter(|name| fits(name)).map(str::to_owned).collect()

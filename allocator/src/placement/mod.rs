@@ -3,14 +3,26 @@
 //! [`Pool`] is the space as it is now, [`plan`] the one decision, [`Policy`] what it is decided by. Nothing
 //! here touches a driver, and no plan ever touches a slot that is held.
 
+mod index;
+mod layout;
+mod mix;
 mod policy;
+mod pool;
+mod repack;
 mod space;
 
-pub use policy::{ExpectedLoss, Mix, Policy};
-pub use space::{Pool, Slot, SlotState, Space};
+pub use layout::Layout;
+pub use mix::Mix;
+pub use policy::{
+    BestFit, ExpectedLoss, ExpectedRoom, FirstFit, LeastFragmentation, Objective, Policy, PolicyName, Ties,
+};
+pub use pool::Pool;
+pub use repack::{Repacking, Shortage, shortage, single_ends};
+pub use space::{Slot, SlotState, Space};
 
 use crate::geometry::{Columns, Placed, Resolution};
-use std::cmp::Reverse;
+use index::Candidate;
+use std::fmt;
 
 /// Where a request goes, and what has to happen to the GPU first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +36,7 @@ pub struct Plan {
     /// What has to be done.
     pub action: Action,
     /// What the policy says it costs; for the log.
-    pub cost: u64,
+    pub cost: i64,
 }
 
 /// What has to be done to a GPU to have the instance of a [`Plan`].
@@ -39,33 +51,97 @@ pub enum Action {
     },
 }
 
-/// The best place for one instance of what `wanted` comes to, among the GPUs that `allowed` lets through;
-/// none if there is none now.
-///
-/// Least cost by `policy` first; among equals an idle instance that is there already, then the fewest
-/// instances destroyed, then the fullest GPU, then the lowest index and start.
-pub fn plan(pool: &Pool, wanted: &Resolution, policy: &dyn Policy, allowed: impl Fn(usize) -> bool) -> Option<Plan> {
-    let mut best: Option<(_, Plan)> = None;
-    for (gpu, space) in pool.gpus.iter().enumerate() {
-        let Some(profile) = wanted.on(space.model).filter(|_| space.usable && allowed(gpu)) else { continue };
-        let Some(model) = pool.models.get(space.model) else { continue };
-        let Some(kind) = model.profile(profile) else { continue };
-        for (start, span) in kind.spans() {
-            let placed = Placed { profile, start };
-            let Some(action) = space.action_for(model, placed) else { continue };
-            let cost = policy.cost(model, space.held(), span);
-            let (made, destroyed) = match &action {
-                Action::Reuse => (false, 0),
-                Action::Make { destroy } => (true, destroy.len()),
-            };
-            tracing::trace!(gpu, start, profile = kind.name, cost, made, destroyed, "candidate");
-            let rank = (cost, made, destroyed, Reverse(space.held().count()), gpu, start);
-            if best.as_ref().is_none_or(|(least, _)| rank < *least) {
-                best = Some((rank, Plan { gpu, placed, span, action, cost }));
+impl Action {
+    fn effort(&self) -> space::Effort {
+        match self {
+            Self::Reuse => space::Effort { made: false, destroyed: 0 },
+            Self::Make { destroy } => {
+                space::Effort { made: true, destroyed: u32::try_from(destroy.len()).unwrap_or(u32::MAX) }
             }
         }
     }
-    best.map(|(_, plan)| plan)
+}
+
+/// The best place for one instance of what `wanted` comes to, among the GPUs that `allowed` lets through;
+/// none if there is none now.
+///
+/// Least cost by `policy` first; what decides among equals is the policy's [`Ties`]. Quick where the pool's
+/// costs are those of `policy` ([`Pool::price`]), and the same where they are not.
+pub fn plan(pool: &Pool, wanted: &Resolution, policy: &dyn Policy, allowed: impl Fn(usize) -> bool) -> Option<Plan> {
+    let chosen = match pool.priced_by(policy) {
+        Some(index) => index.best(|model| wanted.on(model), policy.ties(), &allowed),
+        None => candidates(pool, wanted, policy, &allowed).min_by(|a, b| {
+            let ties = policy.ties();
+            a.rank(ties).cmp(&b.rank(ties))
+        }),
+    }?;
+    let Candidate { gpu, placed, cost, .. } = chosen;
+    let space = pool.gpus().get(gpu)?;
+    let model = pool.models().get(space.model)?;
+    let span = model.profile(placed.profile)?.span_at(placed.start)?;
+    Some(Plan { gpu, placed, span, action: space.action_for(model, placed)?, cost })
+}
+
+/// Every place for one instance of what `wanted` comes to, GPU by GPU.
+fn candidates<'a>(
+    pool: &'a Pool,
+    wanted: &'a Resolution,
+    policy: &'a dyn Policy,
+    allowed: &'a dyn Fn(usize) -> bool,
+) -> impl Iterator<Item = Candidate> + 'a {
+    let usable = pool.gpus().iter().enumerate().filter(|(gpu, space)| space.usable && allowed(*gpu));
+    let on = move |(gpu, space): (usize, &'a Space)| {
+        let model = pool.models().get(space.model)?;
+        let profile = wanted.on(space.model)?;
+        let place = move |(start, span)| {
+            let placed = Placed { profile, start };
+            let effort = space.action_for(model, placed)?.effort();
+            let cost = policy.cost(model, space.layout(), placed, span);
+            Some(Candidate { gpu, placed, cost, effort, held: space.held().count() })
+        };
+        Some(model.profile(profile)?.spans().filter_map(place))
+    };
+    usable.filter_map(on).flatten()
+}
+
+/// What a decision chose among, for the log: the cheapest placements with what they cost, and why the chosen
+/// one is.
+pub struct Chosen<'a> {
+    /// The space before the decision is carried out.
+    pub pool: &'a Pool,
+    /// What was wanted.
+    pub wanted: &'a Resolution,
+    /// What it was decided by.
+    pub policy: &'a dyn Policy,
+    /// What was decided.
+    pub plan: &'a Plan,
+}
+
+/// So many candidates are logged.
+const LOGGED: usize = 6;
+
+impl fmt::Display for Chosen<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pool, wanted, policy, plan } = self;
+        let mut all: Vec<Candidate> = candidates(pool, wanted, *policy, &|_| true).collect();
+        all.sort_by(|a, b| a.rank(policy.ties()).cmp(&b.rank(policy.ties())));
+        let equal = all.iter().filter(|candidate| candidate.cost == plan.cost).count();
+        let why = match (&plan.action, equal) {
+            (_, 0 | 1) => "it alone has the least cost",
+            (Action::Reuse, _) if policy.ties() == Ties::Warm => "of the least cost, and an idle instance is there",
+            (_, _) if policy.ties() == Ties::Warm => "of the least cost, by instances destroyed, fullness and index",
+            _ => "of the least cost, the first",
+        };
+        write!(f, "{why}; {} places:", all.len())?;
+        for Candidate { gpu, placed, cost, effort, .. } in all.iter().take(LOGGED) {
+            write!(f, " [gpu {gpu} start {} cost {cost}", placed.start)?;
+            match effort.made {
+                false => write!(f, " idle]")?,
+                true => write!(f, " destroys {}]", effort.destroyed)?,
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -1,64 +1,27 @@
-//! What is free, idle and held on every GPU.
+//! What is free, idle and held on one GPU.
 
-use super::{Action, Plan};
+use super::{Action, Layout};
 use crate::geometry::{Columns, Model, Placed, Profile, Resources};
-use std::sync::Arc;
 
-/// The space of all GPUs, as it is now.
-#[derive(Debug, Clone, Default)]
-pub struct Pool {
-    /// The models there are.
-    pub models: Vec<Arc<Model>>,
-    /// The GPUs.
-    pub gpus: Vec<Space>,
-}
-
-impl Pool {
-    /// Reserves what a plan needs: its columns, and the instances it destroys until they are gone.
-    pub fn reserve(&mut self, plan: &Plan) {
-        let Some((model, space)) = self.parts(plan.gpu) else { return };
-        if let Action::Make { destroy } = &plan.action {
-            for placed in destroy {
-                space.set(&model, *placed, SlotState::Held);
-            }
-        }
-        space.set(&model, plan.placed, SlotState::Held);
-    }
-
-    /// Puts the instance of a plan there at once, as if the driver took no time; for looking ahead.
-    pub fn occupy(&mut self, plan: &Plan) {
-        let Some((model, space)) = self.parts(plan.gpu) else { return };
-        space.put(&model, plan.placed, &plan.action);
-    }
-
-    /// Lets go of a held slot: its instance stays, idle.
-    pub fn release(&mut self, gpu: usize, placed: Placed) {
-        let Some((model, space)) = self.parts(gpu) else { return };
-        space.set(&model, placed, SlotState::Idle { reusable: true });
-    }
-
-    fn parts(&mut self, gpu: usize) -> Option<(Arc<Model>, &mut Space)> {
-        let space = self.gpus.get_mut(gpu)?;
-        Some((Arc::clone(self.models.get(space.model)?), space))
-    }
-}
-
-/// What is on one GPU.
-#[derive(Debug, Clone, Default)]
+/// What is on one GPU. Two that are equal serve alike.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Space {
     /// Index of its model.
     pub model: usize,
     /// Whether anything may be granted on it.
     pub usable: bool,
+    /// Sorted, and so are those that are barred: what is equal reads equal.
     slots: Vec<Slot>,
     barred: Vec<Placed>,
-    blocked: Columns,
-    held: Columns,
+    layout: Layout,
+    /// Columns of idle instances, and the first column of each.
+    idle: Columns,
+    idle_starts: Columns,
     used: Resources,
 }
 
 /// An instance that is there, or a place that is reserved for one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Slot {
     /// Which profile, and where.
     pub placed: Placed,
@@ -69,7 +32,7 @@ pub struct Slot {
 }
 
 /// Whether a slot may be touched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SlotState {
     /// Nobody holds it: it may be destroyed.
     Idle {
@@ -91,9 +54,14 @@ impl Space {
         &self.slots
     }
 
+    /// What is held.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
     /// Columns that are held.
     pub fn held(&self) -> Columns {
-        self.held
+        self.layout.columns()
     }
 
     /// Puts a slot there, or changes the one that is.
@@ -101,20 +69,24 @@ impl Space {
         let Some(span) = model.profile(placed.profile).and_then(|profile| profile.span_at(placed.start)) else {
             return;
         };
-        self.slots.retain(|slot| slot.placed != placed);
-        self.slots.push(Slot { placed, span, state });
-        self.sum(model);
+        let slot = Slot { placed, span, state };
+        match self.slots.binary_search_by_key(&placed, |slot| slot.placed) {
+            Ok(at) => self.slots.iter_mut().skip(at).take(1).for_each(|there| *there = slot),
+            Err(at) => self.slots.insert(at, slot),
+        }
+        self.sum(model, self.layout.blocked());
     }
 
     /// Keeps these columns from being used, whatever lies there.
     pub fn block(&mut self, model: &Model, span: Columns) {
-        self.blocked |= span;
-        self.sum(model);
+        self.sum(model, self.layout.blocked() | span);
     }
 
     /// Keeps one placement from being chosen: the driver would not make it.
     pub fn bar(&mut self, placed: Placed) {
-        self.barred.push(placed);
+        if let Err(at) = self.barred.binary_search(&placed) {
+            self.barred.insert(at, placed);
+        }
     }
 
     /// How many instances of a profile could be had now, if nothing else were asked for.
@@ -133,7 +105,7 @@ impl Space {
         room
     }
 
-    fn put(&mut self, model: &Model, placed: Placed, action: &Action) {
+    pub(super) fn put(&mut self, model: &Model, placed: Placed, action: &Action) {
         if let Action::Make { destroy } = action {
             self.slots.retain(|slot| !destroy.contains(&slot.placed));
         }
@@ -146,7 +118,7 @@ impl Space {
         let span = profile.span_at(placed.start)?;
         let held = || self.slots.iter().filter(|slot| slot.state == SlotState::Held);
         let same = held().filter(|slot| slot.placed.profile == placed.profile).count();
-        if span.overlaps(self.held)
+        if span.overlaps(self.held())
             || same >= profile.max_instances as usize
             || !self.used.plus(profile.resources).within(model.capacity)
         {
@@ -182,11 +154,48 @@ impl Space {
         Some(Action::Make { destroy })
     }
 
-    fn sum(&mut self, model: &Model) {
-        let held = self.slots.iter().filter(|slot| slot.state == SlotState::Held);
-        (self.held, self.used) = held.fold((self.blocked, Resources::NONE), |(columns, used), slot| {
-            let resources = model.profile(slot.placed.profile).map_or(Resources::NONE, |profile| profile.resources);
-            (columns | slot.span, used.plus(resources))
-        });
+    /// What [`Self::action_for`] would come to: whether an instance has to be made, and how many are destroyed.
+    pub(super) fn effort_for(&self, model: &Model, placed: Placed) -> Option<Effort> {
+        let profile = model.profile(placed.profile)?;
+        let span = profile.span_at(placed.start)?;
+        if span.overlaps(self.held()) {
+            return None;
+        }
+        let rest = || self.slots.iter().filter(|slot| !slot.span.overlaps(span));
+        let of_kind = rest().filter(|slot| slot.placed.profile == placed.profile).count();
+        let resources = |slot: &Slot| model.profile(slot.placed.profile).map_or(Resources::NONE, |p| p.resources);
+        let all = rest().fold(profile.resources, |sum, slot| sum.plus(resources(slot)));
+        let scarce = of_kind >= profile.max_instances as usize || !all.within(model.capacity);
+        if scarce || self.barred.contains(&placed) {
+            return self.action_for(model, placed).map(|action| action.effort());
+        }
+        let whole = |slot: &Slot| slot.placed == placed && slot.state == SlotState::Idle { reusable: true };
+        if span.overlaps(self.idle) && self.slots.iter().any(whole) {
+            return Some(Effort { made: false, destroyed: 0 });
+        }
+        let begins_before = self.slots.iter().any(|slot| slot.placed.start < placed.start && slot.span.overlaps(span));
+        let destroyed = (self.idle_starts & span).count() + u32::from(begins_before);
+        Some(Effort { made: true, destroyed })
     }
+
+    fn sum(&mut self, model: &Model, blocked: Columns) {
+        let held = self.slots.iter().filter(|slot| slot.state == SlotState::Held);
+        self.layout.reset(blocked, held.clone().map(|slot| (slot.placed, slot.span)));
+        let resources = |slot: &Slot| model.profile(slot.placed.profile).map_or(Resources::NONE, |p| p.resources);
+        self.used = held.fold(Resources::NONE, |used, slot| used.plus(resources(slot)));
+        (self.idle, self.idle_starts) = (Columns::NONE, Columns::NONE);
+        for slot in self.slots.iter().filter(|slot| slot.state != SlotState::Held) {
+            self.idle |= slot.span;
+            self.idle_starts |= Columns::span(slot.placed.start, 1).unwrap_or_default();
+        }
+    }
+}
+
+/// How much work a placement is; less is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Effort {
+    /// Whether an instance has to be made.
+    pub(super) made: bool,
+    /// How many are destroyed for it.
+    pub(super) destroyed: u32,
 }

@@ -1,16 +1,16 @@
 use super::*;
-use crate::geometry::{Model, facts, is_legal, resolve};
+use crate::geometry::{Columns, Model, facts, is_legal, resolve};
 use proptest::prelude::*;
 use std::sync::Arc;
 
 fn pool(keys: &[&str], gpus: usize) -> Pool {
     let models: Vec<Arc<Model>> = keys.iter().map(|key| Arc::new(facts::model(key))).collect();
     let gpus = (0..gpus).map(|at| Space::empty(at % models.len())).collect();
-    Pool { models, gpus }
+    Pool::new(models, gpus)
 }
 
 fn wanted(pool: &Pool, need: &str) -> Resolution {
-    resolve(&need.parse().unwrap(), &pool.models).unwrap()
+    resolve(&need.parse().unwrap(), pool.models()).unwrap()
 }
 
 fn place(pool: &mut Pool, need: &str) -> Option<Plan> {
@@ -21,7 +21,7 @@ fn place(pool: &mut Pool, need: &str) -> Option<Plan> {
 
 /// The index of a profile on the first model.
 fn at(pool: &Pool, name: &str, start: u32) -> Placed {
-    Placed { profile: pool.models[0].profiles().iter().position(|p| p.name == name).unwrap(), start }
+    Placed { profile: pool.models()[0].profiles().iter().position(|p| p.name == name).unwrap(), start }
 }
 
 #[test]
@@ -47,9 +47,8 @@ fn small_ones_leave_room_for_large_ones() {
 #[test]
 fn an_idle_instance_is_used_rather_than_made() {
     let mut pool = pool(&["A100-40GB"], 2);
-    let model = Arc::clone(&pool.models[0]);
     let idle = at(&pool, "2g.10gb", 4);
-    pool.gpus[1].set(&model, idle, SlotState::Idle { reusable: true });
+    pool.change(1, |model, space| space.set(model, idle, SlotState::Idle { reusable: true }));
     let plan = plan(&pool, &wanted(&pool, "2g.10gb"), &ExpectedLoss::default(), |_| true).unwrap();
     assert_eq!((plan.gpu, plan.placed, plan.action), (1, idle, Action::Reuse));
 }
@@ -57,11 +56,10 @@ fn an_idle_instance_is_used_rather_than_made() {
 #[test]
 fn only_what_is_in_the_way_is_destroyed() {
     let mut pool = pool(&["A100-40GB"], 1);
-    let model = Arc::clone(&pool.models[0]);
     for start in 0..7 {
         let state = if start == 5 { SlotState::Held } else { SlotState::Idle { reusable: true } };
         let one = at(&pool, "1g.5gb", start);
-        pool.gpus[0].set(&model, one, state);
+        pool.change(0, |model, space| space.set(model, one, state));
     }
     let plan = place(&mut pool, "3g.20gb").unwrap();
     assert_eq!(plan.placed.start, 0);
@@ -72,11 +70,10 @@ fn only_what_is_in_the_way_is_destroyed() {
 #[test]
 fn an_idle_holder_of_the_media_engines_gives_way() {
     let mut pool = pool(&["A30-24GB"], 1);
-    let model = Arc::clone(&pool.models[0]);
     let idle = at(&pool, "1g.6gb+me", 0);
-    pool.gpus[0].set(&model, idle, SlotState::Idle { reusable: true });
+    pool.change(0, |model, space| space.set(model, idle, SlotState::Idle { reusable: true }));
     let other = at(&pool, "1g.6gb", 1);
-    pool.gpus[0].set(&model, other, SlotState::Held);
+    pool.change(0, |model, space| space.set(model, other, SlotState::Held));
     let plan = place(&mut pool, "2g.12gb+me").unwrap();
     assert_eq!(plan.placed.start, 2);
     assert_eq!(plan.action, Action::Make { destroy: vec![idle] });
@@ -86,11 +83,11 @@ fn an_idle_holder_of_the_media_engines_gives_way() {
 fn a_barred_placement_and_a_faulty_gpu_are_passed_over() {
     let mut pool = pool(&["A100-40GB"], 2);
     let first = plan(&pool, &wanted(&pool, "1g.5gb"), &ExpectedLoss::default(), |_| true).unwrap();
-    pool.gpus[first.gpu].bar(first.placed);
+    pool.change(first.gpu, |_, space| space.bar(first.placed));
     let second = plan(&pool, &wanted(&pool, "1g.5gb"), &ExpectedLoss::default(), |_| true).unwrap();
     assert_ne!((first.gpu, first.placed), (second.gpu, second.placed));
-    for space in &mut pool.gpus {
-        space.usable = false;
+    for gpu in 0..2 {
+        pool.change(gpu, |_, space| space.usable = false);
     }
     assert_eq!(plan(&pool, &wanted(&pool, "1g.5gb"), &ExpectedLoss::default(), |_| true), None);
 }
@@ -113,11 +110,11 @@ proptest! {
                 pool.release(gpu, placed);
                 continue;
             }
-            let profiles: Vec<_> = pool.models.iter().flat_map(|m| m.profiles()).map(|p| p.name.clone()).collect();
+            let profiles: Vec<_> = pool.models().iter().flat_map(|m| m.profiles()).map(|p| p.name.clone()).collect();
             let need = wanted(&pool, &profiles[which % profiles.len()]);
             let fits = |gpu: usize| {
-                let space = &pool.gpus[gpu];
-                let model = &pool.models[space.model];
+                let space = &pool.gpus()[gpu];
+                let model = &pool.models()[space.model];
                 let Some(profile) = need.on(space.model) else { return false };
                 let mut beside: Vec<Placed> = held.iter().filter(|(g, _)| *g == gpu).map(|(_, p)| *p).collect();
                 model.profiles()[profile].spans().any(|(start, _)| {
@@ -127,7 +124,7 @@ proptest! {
                     legal
                 })
             };
-            let possible = (0..pool.gpus.len()).any(fits);
+            let possible = (0..pool.gpus().len()).any(fits);
             let plan = plan(&pool, &need, &ExpectedLoss::default(), |_| true);
             prop_assert_eq!(plan.is_some(), possible);
             let Some(plan) = plan else { continue };
@@ -136,9 +133,62 @@ proptest! {
             }
             pool.occupy(&plan);
             held.push((plan.gpu, plan.placed));
-            let space = &pool.gpus[plan.gpu];
+            let space = &pool.gpus()[plan.gpu];
             let there: Vec<Placed> = space.slots().iter().map(|slot| slot.placed).collect();
-            prop_assert!(is_legal(&pool.models[space.model], &there), "{there:?}");
+            prop_assert!(is_legal(&pool.models()[space.model], &there), "{there:?}");
+        }
+    }
+
+    /// The same answer from the groups as from every GPU looked at, whatever the policy, whatever was taken,
+    /// released, left over, blocked, barred or out of order, and whatever is allowed.
+    #[test]
+    fn groups_answer_as_every_gpu_looked_at(
+        keys in prop::sample::select(vec![
+            vec!["A100-40GB"], vec!["A30-24GB"], vec!["A100-40GB", "A30-24GB", "A100-80GB"],
+            vec!["RTX-PRO-6000-Blackwell-96GB"],
+        ]),
+        name in prop::sample::select(PolicyName::ALL.to_vec()),
+        steps in prop::collection::vec((0u32..12, any::<usize>(), any::<usize>()), 1..100),
+    ) {
+        let mut pool = pool(&keys, 6);
+        let mut policy = name.policy(Objective::default());
+        let names: Vec<_> = pool.models().iter().flat_map(|m| m.profiles()).map(|p| p.name.clone()).collect();
+        let mut held: Vec<(usize, Placed)> = Vec::new();
+        for (what, which, pick) in steps {
+            let gpu = pick % pool.gpus().len();
+            let model = Arc::clone(&pool.models()[pool.gpus()[gpu].model]);
+            let profile = which % model.profiles().len();
+            let starts: Vec<u32> = model.profiles()[profile].spans().map(|(start, _)| start).collect();
+            let placed = Placed { profile, start: starts[pick % starts.len()] };
+            match what {
+                0..3 if !held.is_empty() => {
+                    let (gpu, placed) = held.swap_remove(pick % held.len());
+                    pool.release(gpu, placed);
+                }
+                3 => pool.change(gpu, |_, space| space.bar(placed)),
+                4 => pool.change(gpu, |_, space| space.usable = !space.usable),
+                5 if pick % 8 == 0 => pool.change(gpu, |model, space| {
+                    space.block(model, Columns::span(placed.start, 1).unwrap());
+                }),
+                _ => {
+                    let need = wanted(&pool, &names[which % names.len()]);
+                    policy.see(&need.profile);
+                    let allowed = |gpu: usize| pick % 3 > 0 || gpu % 2 == 0;
+                    let slow = {
+                        let unpriced = Pool::new(pool.models().to_vec(), pool.gpus().to_vec());
+                        plan(&unpriced, &need, &policy, allowed)
+                    };
+                    pool.price(&policy);
+                    prop_assert!(pool.priced_by(&policy).is_some());
+                    let fast = plan(&pool, &need, &policy, allowed);
+                    prop_assert_eq!(&fast, &slow);
+                    let Some(plan) = fast else { continue };
+                    held.push((plan.gpu, plan.placed));
+                    if what % 2 == 0 { pool.occupy(&plan) } else { pool.reserve(&plan) }
+                }
+            }
+            let usable = |model| pool.gpus().iter().filter(|space| space.usable && space.model == model).count();
+            prop_assert!((0..pool.models().len()).all(|model| pool.usable(model) == usable(model)));
         }
     }
 

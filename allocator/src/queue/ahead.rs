@@ -36,6 +36,7 @@ pub fn estimates(
             return None;
         }
         loop {
+            future.price(policy);
             if let Some(plan) = plan(&future, wanted, policy, |_| true) {
                 future.occupy(&plan);
                 let end = entry.expected_seconds.and_then(|seconds| after(time, seconds));

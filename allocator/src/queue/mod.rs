@@ -15,7 +15,7 @@ pub use text::{Facts, explain};
 use crate::{
     Limits,
     geometry::Resolution,
-    placement::{Plan, Policy, Pool, plan},
+    placement::{Chosen, Plan, Policy, Pool, plan},
 };
 use std::{
     collections::{HashMap, HashSet},
@@ -132,14 +132,21 @@ fn pass<'a>(
     let mut ahead: HashSet<Arc<str>> = HashSet::new();
     let mut again = false;
     let mut line = Line::new(pool);
+    pool.price(policy);
     for entry in entries.into_iter().filter(|entry| !granted.contains(&entry.seq)) {
         if line.is_closed(pool) {
             break;
         }
         match line.judge(entry, holdings, pool, policy) {
             Verdict::Grant(plan) => {
-                if let Some(plan) = &plan {
+                if let (Some(plan), Some(wanted)) = (&plan, &entry.wanted) {
+                    if tracing::enabled!(tracing::Level::DEBUG) {
+                        let chosen = Chosen { pool, wanted, policy, plan };
+                        tracing::debug!(seq = entry.seq, user = %entry.user, profile = wanted.profile, gpu = plan.gpu,
+                            start = plan.placed.start, cost = plan.cost, why = %chosen, "placed");
+                    }
                     pool.reserve(plan);
+                    pool.price(policy);
                     holdings.add(&entry.user, memory_of(pool, plan));
                     again |= ahead.contains(&entry.user);
                 }
@@ -192,11 +199,11 @@ impl Outlook {
 
 /// Memory in MiB of what a plan gives.
 pub fn memory_of(pool: &Pool, plan: &Plan) -> u64 {
-    let model = pool.gpus.get(plan.gpu).and_then(|space| pool.models.get(space.model));
+    let model = pool.gpus().get(plan.gpu).and_then(|space| pool.models().get(space.model));
     model.and_then(|model| model.profile(plan.placed.profile)).map_or(0, |profile| profile.memory_mib)
 }
 
-/// Where the line stands while it is gone through: which GPUs are kept for somebody ahead.
+/// Where the line stands while it is gone through: whose GPUs of each model are kept for somebody ahead.
 #[derive(Debug)]
 struct Line {
     kept_for: Vec<Option<u64>>,
@@ -204,12 +211,12 @@ struct Line {
 
 impl Line {
     fn new(pool: &Pool) -> Self {
-        Self { kept_for: vec![None; pool.gpus.len()] }
+        Self { kept_for: vec![None; pool.models().len()] }
     }
 
     /// Whether every GPU that can be used is kept for somebody.
     fn is_closed(&self, pool: &Pool) -> bool {
-        std::iter::zip(&self.kept_for, &pool.gpus).all(|(kept, space)| kept.is_some() || !space.usable)
+        self.kept_for.iter().enumerate().all(|(model, kept)| kept.is_some() || pool.usable(model) == 0)
     }
 
     /// What becomes of a request at this point of the line.
@@ -222,13 +229,13 @@ impl Line {
             return Verdict::Grant(None);
         }
         let (mut serves, mut allowed, mut usable, mut open, mut ahead) = (false, false, false, false, None);
-        for (gpu, kept) in self.kept_for.iter().enumerate() {
-            serves |= memory_on(pool, gpu, wanted).is_some();
-            if !may_have(entry, wanted, gpu, holdings, pool) {
+        for (model, kept) in self.kept_for.iter().enumerate() {
+            serves |= memory_on(pool, model, wanted).is_some();
+            if !may_have(entry, wanted, model, holdings, pool) {
                 continue;
             }
             allowed = true;
-            if pool.gpus.get(gpu).is_some_and(|space| space.usable) {
+            if pool.usable(model) > 0 {
                 usable = true;
                 open |= kept.is_none();
                 ahead = ahead.or(*kept);
@@ -240,9 +247,13 @@ impl Line {
             (_, _, false) => return Verdict::Wait(Block::NoGpu),
             (true, true, true) => {}
         }
-        let kept = |gpu: usize| self.kept_for.get(gpu).is_some_and(Option::is_some);
-        let may = |gpu: usize| !kept(gpu) && may_have(entry, wanted, gpu, holdings, pool);
-        let plan = if open { plan(pool, wanted, policy, may) } else { None };
+        let kept = |model: usize| self.kept_for.get(model).is_some_and(Option::is_some);
+        let plan = if open {
+            let open = wanted.only(|model| !kept(model) && may_have(entry, wanted, model, holdings, pool));
+            plan(pool, &open, policy, |_| true)
+        } else {
+            None
+        };
         match (plan, ahead) {
             (Some(plan), _) => Verdict::Grant(Some(plan)),
             (None, Some(seq)) => Verdict::Wait(Block::Behind(seq)),
@@ -267,8 +278,8 @@ impl Line {
         }
         let Some(wanted) = &entry.wanted else { return false };
         let mut keeps = false;
-        for (gpu, kept) in self.kept_for.iter_mut().enumerate() {
-            if kept.is_none() && may_have(entry, wanted, gpu, holdings, pool) {
+        for (model, kept) in self.kept_for.iter_mut().enumerate() {
+            if kept.is_none() && may_have(entry, wanted, model, holdings, pool) {
                 *kept = Some(entry.seq);
                 keeps = true;
             }
@@ -277,15 +288,14 @@ impl Line {
     }
 }
 
-/// Whether a GPU serves a request, and its user's limits allow what it would get there.
-fn may_have(entry: &Entry, wanted: &Resolution, gpu: usize, holdings: &Holdings, pool: &Pool) -> bool {
-    memory_on(pool, gpu, wanted).is_some_and(|memory| holdings.allow(&entry.user, entry.limits, memory))
+/// Whether GPUs of a model serve a request, and its user's limits allow what it would get there.
+fn may_have(entry: &Entry, wanted: &Resolution, model: usize, holdings: &Holdings, pool: &Pool) -> bool {
+    memory_on(pool, model, wanted).is_some_and(|memory| holdings.allow(&entry.user, entry.limits, memory))
 }
 
-/// Memory in MiB of what would serve on a GPU; none if nothing does.
-fn memory_on(pool: &Pool, gpu: usize, wanted: &Resolution) -> Option<u64> {
-    let space = pool.gpus.get(gpu)?;
-    Some(pool.models.get(space.model)?.profile(wanted.on(space.model)?)?.memory_mib)
+/// Memory in MiB of what would serve on GPUs of a model; none if nothing does, or there are none.
+fn memory_on(pool: &Pool, model: usize, wanted: &Resolution) -> Option<u64> {
+    Some(pool.models().get(model)?.profile(wanted.on(model)?)?.memory_mib)
 }
 
 #[cfg(test)]

@@ -9,11 +9,11 @@ use proptest::prelude::*;
 use std::collections::VecDeque;
 
 fn pool(gpus: usize) -> Pool {
-    Pool { models: vec![Arc::new(facts::model("A100-40GB"))], gpus: (0..gpus).map(|_| Space::empty(0)).collect() }
+    Pool::new(vec![Arc::new(facts::model("A100-40GB"))], vec![Space::empty(0); gpus])
 }
 
 fn entry(pool: &Pool, seq: u64, user: &str, need: &str) -> Entry {
-    let wanted = resolve(&need.parse().unwrap(), &pool.models).unwrap();
+    let wanted = resolve(&need.parse().unwrap(), pool.models()).unwrap();
     Entry {
         seq,
         user: user.into(),
@@ -54,7 +54,8 @@ fn one_that_only_its_own_quota_holds_back_keeps_nobody_waiting() {
     let blocks = blocks(&entries[1..2], &holdings, &pool, &ExpectedLoss::default());
     assert_eq!(blocks, [Block::Quota]);
     let need = "1g.5gb".parse().unwrap();
-    let facts = Facts { need: &need, ahead: None, free: &[], faults: &[], troubles: &[] };
+    let facts =
+        Facts { need: &need, ahead: None, free: &[], shortage: None, blocker: None, faults: &[], troubles: &[] };
     let (reason, text) = explain(&entries[1], blocks[0], &holdings, &facts);
     assert_eq!(reason, WaitReason::Quota);
     assert!(text.contains("a holds 1 of 1 slices"), "{text}");
@@ -62,9 +63,7 @@ fn one_that_only_its_own_quota_holds_back_keeps_nobody_waiting() {
 
 #[test]
 fn a_wait_on_one_model_does_not_hold_up_another() {
-    let mut pool = pool(1);
-    pool.models.push(Arc::new(facts::model("A30-24GB")));
-    pool.gpus.push(Space::empty(1));
+    let mut pool = two_models();
     let mut holdings = Holdings::default();
     let entries = [
         entry(&pool, 1, "a", "7g.40gb"),
@@ -99,10 +98,8 @@ fn estimates_follow_the_known_ends() {
 
 /// An A100 and an A30.
 fn two_models() -> Pool {
-    let mut pool = pool(1);
-    pool.models.push(Arc::new(facts::model("A30-24GB")));
-    pool.gpus.push(Space::empty(1));
-    pool
+    let models = ["A100-40GB", "A30-24GB"].map(|key| Arc::new(facts::model(key)));
+    Pool::new(models.into(), vec![Space::empty(0), Space::empty(1)])
 }
 
 #[test]
@@ -154,9 +151,9 @@ proptest! {
         ),
     ) {
         let mut pool = two_models();
-        pool.gpus.push(Space::empty(0));
+        pool = Pool::new(pool.models().to_vec(), vec![Space::empty(0), Space::empty(1), Space::empty(0)]);
         let mut needs: Vec<String> =
-            pool.models.iter().flat_map(|model| model.profiles()).map(|profile| profile.name.clone()).collect();
+            pool.models().iter().flat_map(|model| model.profiles()).map(|profile| profile.name.clone()).collect();
         needs.extend(["gpu", "5G", "10G", "20G"].map(str::to_owned));
         let of = |(seq, (user, which, slices, gib)): (usize, &Asked)| Entry {
             limits: Limits { slices: *slices, gpu_memory_mib: gib.map(|gib| gib << 10) },
@@ -170,7 +167,7 @@ proptest! {
         let mut served: Vec<u64> = Vec::new();
         loop {
             let before = served.len();
-            let mut kept: Vec<Option<u64>> = vec![None; space.gpus.len()];
+            let mut kept: Vec<Option<u64>> = vec![None; space.gpus().len()];
             for entry in &entries {
                 if served.contains(&entry.seq) {
                     continue;
@@ -178,13 +175,13 @@ proptest! {
                 let wanted = entry.wanted.as_ref().unwrap();
                 let (slices, memory) = held.of(&entry.user);
                 let may_have = |gpu: usize| {
-                    let more = memory_on(&space, gpu, wanted)?;
+                    let more = memory_on(&space, space.gpus()[gpu].model, wanted)?;
                     let Limits { slices: most, gpu_memory_mib } = entry.limits;
                     let within = most.is_none_or(|most| slices < most)
                         && gpu_memory_mib.is_none_or(|most| memory + more <= most);
                     within.then_some(gpu)
                 };
-                let may: Vec<usize> = (0..space.gpus.len()).filter_map(may_have).collect();
+                let may: Vec<usize> = (0..space.gpus().len()).filter_map(may_have).collect();
                 let next = left.front().filter(|(seq, _)| *seq == entry.seq).map(|(_, plan)| plan.clone().unwrap());
                 // One that is kept now may be free when the line is gone through again.
                 if let Some(plan) = next.filter(|plan| kept[plan.gpu].is_none()) {

@@ -1,6 +1,7 @@
 //! What a waiting person is told.
 
 use super::{Block, Entry, Holdings};
+use crate::placement::Shortage;
 use mlad::api::{Need, WaitReason};
 
 /// The most troubles that are told at once.
@@ -15,6 +16,10 @@ pub struct Facts<'a> {
     pub ahead: Option<(&'a str, &'a Need)>,
     /// Names of the profiles for which space is free now.
     pub free: &'a [String],
+    /// Whether what is free would be enough in one piece, if that is known.
+    pub shortage: Option<Shortage>,
+    /// A lease whose end alone makes room for it, in words, if there is one.
+    pub blocker: Option<&'a str>,
     /// Why GPUs cannot be used now.
     pub faults: &'a [String],
     /// Why space that is free is not used: faults, instances in doubt, refusals of the driver.
@@ -27,7 +32,8 @@ pub fn explain(entry: &Entry, block: Block, holdings: &Holdings, facts: &Facts<'
     match block {
         Block::Space => {
             let troubles = facts.troubles.iter().take(TROUBLES).map(|trouble| format!("; {trouble}"));
-            let text = format!("no {} is free; {}{}", named(need), free(facts), troubles.collect::<String>());
+            let (free, short) = (free(facts), short(facts));
+            let text = format!("no {} is free; {free}{short}{}", named(need), troubles.collect::<String>());
             (WaitReason::NoSlice, text)
         }
         Block::Behind(_) => {
@@ -54,6 +60,7 @@ fn named(need: &Need) -> String {
         Need::MemoryMib(_) => format!("slice of {need}"),
         Need::Gpu => "whole GPU".to_owned(),
         Need::Profile(_) | Need::Cpu => need.to_string(),
+        Need::On { need, model } => format!("{} on a GPU of the model {model}", named(need)),
     }
 }
 
@@ -61,6 +68,21 @@ fn free(facts: &Facts<'_>) -> String {
     match facts.free {
         [] => "every slice is taken".to_owned(),
         names => format!("space is free for {}", names.join(", ")),
+    }
+}
+
+/// Whether space is what is missing, or one lease is in the way.
+fn short(facts: &Facts<'_>) -> String {
+    let Some(shortage) = facts.shortage else { return String::new() };
+    match (shortage, facts.blocker) {
+        (Shortage::Fragmented, Some(lease)) => {
+            format!("; enough is free in all but not in one piece: {lease} alone is in the way")
+        }
+        (Shortage::Fragmented, None) => {
+            "; enough is free in all but not in one piece, and more than one lease is in the way".to_owned()
+        }
+        (_, Some(lease)) => format!("; it fits as soon as {lease} ends"),
+        (_, None) => "; it fits when more than one lease has ended".to_owned(),
     }
 }
 

@@ -117,9 +117,14 @@ fn allocator(config: &Config) -> Result<(), Wrong> {
     holds("allocator.nvml_library", allocator.nvml_library.is_none(), || {
         "the allocator elsewhere has its own: leave this or allocator.url out".into()
     })?;
-    holds("allocator.lease_seconds", allocator.lease_seconds.is_none(), || {
-        "the allocator elsewhere has its own: leave this or allocator.url out".into()
-    })
+    for (key, absent) in [
+        ("allocator.lease_seconds", allocator.lease_seconds.is_none()),
+        ("allocator.policy", allocator.policy.is_none()),
+        ("allocator.objective", allocator.objective.is_none()),
+    ] {
+        holds(key, absent, || "the allocator elsewhere has its own: leave this or allocator.url out".into())?;
+    }
+    Ok(())
 }
 
 fn within<T>(key: &'static str, value: T, bounds: RangeInclusive<T>) -> Result<(), Wrong>

@@ -97,12 +97,13 @@ pub(super) fn wait_summary(wait: &Wait) -> String {
     format!("{}, {}", waiting_for(wait), place(wait))
 }
 
-fn need(need: &Need) -> String {
-    match need {
+fn need(wanted: &Need) -> String {
+    match wanted {
         Need::Profile(profile) => clean(profile, MAX_TEXT),
-        Need::MemoryMib(_) => format!("{need} of GPU memory"),
+        Need::MemoryMib(_) => format!("{wanted} of GPU memory"),
         Need::Gpu => "a whole GPU".to_owned(),
         Need::Cpu => "CPU time".to_owned(),
+        Need::On { need: inner, model } => format!("{} on a GPU of the model {}", need(inner), clean(model, MAX_TEXT)),
     }
 }
 

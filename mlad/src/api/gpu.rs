@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 ///
 /// Text form (CLI, `MLAD_GPU`, TOML, JSON): `1g.5gb`, `3g.20gb`, … for a profile; `10G` (10⁹ bytes each, as
 /// NVIDIA names its profiles and Kubernetes counts), `10GiB`, `9000M` or `9000MiB` for memory; `gpu` for a
-/// whole one; `cpu` or `none` for none.
+/// whole one; `cpu` or `none` for none. `3g.20gb@a100` is the same on a GPU of that model only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Need {
@@ -21,6 +21,14 @@ pub enum Need {
     Gpu,
     /// No GPU at all.
     Cpu,
+    /// One of the above, but not [`Self::Cpu`], on a GPU of one model.
+    On {
+        /// What of it.
+        need: Box<Self>,
+        /// The model: a part of the driver's name for it, in lower case and with `-` for spaces (`a100`,
+        /// `h100-80gb`).
+        model: String,
+    },
 }
 
 impl utoipa::PartialSchema for Need {
@@ -33,7 +41,9 @@ impl ToSchema for Need {}
 
 /// Why a text is not a [`Need`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is neither a profile (1g.5gb), an amount of memory (10G), `gpu` nor `cpu`")]
+#[error(
+    "`{0}` is neither a profile (1g.5gb), an amount of memory (10G), `gpu` nor `cpu` (all but `cpu` may name a model: gpu@a100)"
+)]
 pub struct NeedError(pub String);
 
 impl FromStr for Need {
@@ -42,6 +52,13 @@ impl FromStr for Need {
     fn from_str(text: &str) -> Result<Self, NeedError> {
         let error = || NeedError(text.chars().take(64).collect());
         let lower = text.trim().to_ascii_lowercase();
+        if let Some((need, model)) = lower.split_once('@') {
+            return match need.parse().map_err(|_| error())? {
+                Self::Cpu | Self::On { .. } => Err(error()),
+                need if is_model_name(model) => Ok(Self::On { need: Box::new(need), model: model.to_owned() }),
+                _ => Err(error()),
+            };
+        }
         match lower.as_str() {
             "gpu" => return Ok(Self::Gpu),
             "cpu" | "none" => return Ok(Self::Cpu),
@@ -84,6 +101,12 @@ fn is_profile_name(text: &str) -> bool {
         })
 }
 
+/// A part of a driver's name of a model, as [`Need::On`] has it.
+fn is_model_name(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.' | b'_');
+    (2..=64).contains(&text.len()) && text.bytes().all(inner)
+}
+
 impl fmt::Display for Need {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -95,6 +118,7 @@ impl fmt::Display for Need {
             },
             Self::Gpu => f.write_str("gpu"),
             Self::Cpu => f.write_str("cpu"),
+            Self::On { need, model } => write!(f, "{need}@{model}"),
         }
     }
 }
@@ -311,17 +335,32 @@ mod tests {
             ("9000M", Need::MemoryMib(8584)),
             ("gpu", Need::Gpu),
             ("none", Need::Cpu),
+            ("3g.20gb@A100", Need::On { need: Box::new(Need::Profile("3g.20gb".into())), model: "a100".into() }),
+            ("gpu@h100-80gb", Need::On { need: Box::new(Need::Gpu), model: "h100-80gb".into() }),
         ] {
             assert_eq!(text.parse(), Ok(need), "{text}");
         }
-        for text in ["", "g", "0G", "-1G", "2g.gb", "10T", "99999999999999999999G", "1g.5gb+"] {
+        for text in [
+            "",
+            "g",
+            "0G",
+            "-1G",
+            "2g.gb",
+            "10T",
+            "99999999999999999999G",
+            "1g.5gb+",
+            "cpu@a100",
+            "gpu@",
+            "gpu@a b",
+            "gpu@a100@h100",
+        ] {
             assert!(text.parse::<Need>().is_err(), "{text}");
         }
     }
 
     proptest! {
         #[test]
-        fn a_need_survives_its_text(text in "([0-9]{1,20}[gmGM]?[iI]?[bB]?|.{0,24})") {
+        fn a_need_survives_its_text(text in "([0-9]{1,20}[gmGM]?[iI]?[bB]?(@[a-z0-9-]{1,8})?|.{0,24})") {
             if let Ok(need) = text.parse::<Need>() {
                 prop_assert_eq!(need.to_string().parse::<Need>(), Ok(need));
             }

@@ -310,6 +310,7 @@ pub(super) fn resolve(need: &Need) -> Result<Resolved, AllocatorError> {
         Need::Gpu => Some(("7g.40gb", 40192)),
         Need::Profile(name) => known.into_iter().find(|(profile, _)| profile == name),
         Need::MemoryMib(mib) => known.into_iter().find(|(_, memory)| memory >= mib),
+        Need::On { .. } => None,
     };
     let (profile, memory_mib) = found.ok_or_else(|| {
         AllocatorError::Impossible(format!("no GPU here has {need}; 1g.5gb, 2g.10gb, 3g.20gb, 7g.40gb would fit"))
