@@ -3,7 +3,7 @@
 use anyhow::{Context, anyhow};
 use mlad_allocator::{
     placement::Objective,
-    simulation::{Experiment, Mix, Mode, Outcome, Placer, Traffic, a100, read_trace},
+    simulation::{Experiment, Mode, Outcome, Placer, Shares, Traffic, a100, read_trace},
 };
 use serde_json::{Map, Value, json};
 use std::{fs, io::Write, path::PathBuf};
@@ -17,7 +17,7 @@ pub(crate) struct Flags {
     /// What is asked for: uniform, skew-small, skew-big, bimodal, or six shares for
     /// 7g,4g,3g,2g,1g.10gb,1g.5gb.
     #[arg(long, default_value = "uniform")]
-    mix: Mix,
+    mix: Shares,
     /// Columns asked for over columns there are [default: 1.0; of a trace, what was recorded].
     #[arg(long, value_parser = load)]
     load: Option<f64>,
@@ -98,7 +98,7 @@ fn to_json(experiment: &Experiment, placer: Placer, outcome: &Outcome) -> Value 
         "policy": placer.to_string(),
         "requests": round(tally.requests()),
         "slices": round(tally.slices()),
-        "decision_ns": tally.decision(),
+        "decision_ns": tally.decisions.median(),
     });
     if placer != Placer::Repacking
         && let Some(line) = line.as_object_mut()
@@ -141,7 +141,7 @@ fn to_line(experiment: &Experiment, placer: Placer, outcome: &Outcome) -> String
     let made = 100.0 * tally.made as f64 / tally.accepted.max(1) as f64;
     let rest = match placer {
         Placer::Repacking => String::new(),
-        Placer::Policy(_) => format!("{:>8.1} {made:>8.1} {:>8}", tally.utilisation(), tally.decision()),
+        Placer::Policy(_) => format!("{:>8.1} {made:>8.1} {:>8}", tally.utilisation(), tally.decisions.median()),
     };
     let name = placer.to_string();
     match experiment.mode {

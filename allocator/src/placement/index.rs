@@ -14,7 +14,7 @@ use std::{
 };
 
 /// Groups and classes that no GPU is in are kept, for GPUs that come back to them, up to this number.
-const EMPTY: usize = 16_384;
+const EMPTY: usize = 4_096;
 
 /// A placement with everything that ranks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     geometry::{facts, resolve},
-    placement::{ExpectedLoss, Space},
+    placement::{ExpectedLoss, Shortage, Space},
 };
 use jiff::Timestamp;
 use mlad::api::WaitReason;
@@ -59,6 +59,25 @@ fn one_that_only_its_own_quota_holds_back_keeps_nobody_waiting() {
     let (reason, text) = explain(&entries[1], blocks[0], &holdings, &facts);
     assert_eq!(reason, WaitReason::Quota);
     assert!(text.contains("a holds 1 of 1 slices"), "{text}");
+}
+
+#[test]
+fn a_wait_for_space_names_the_one_lease_in_the_way() {
+    let pool = pool(1);
+    let (entry, need) = (entry(&pool, 1, "a", "4g.20gb"), "4g.20gb@a100".parse().unwrap());
+    let told = |shortage, blocker| {
+        let facts = Facts { need: &need, ahead: None, free: &[], shortage, blocker, faults: &[], troubles: &[] };
+        explain(&entry, Block::Space, &Holdings::default(), &facts).1
+    };
+    let lease = Some("w-1 of bob (1g.5gb on GPU 0)");
+    assert_eq!(
+        told(Some(Shortage::Fragmented), lease),
+        "no 4g.20gb on a GPU of the model a100 is free; every slice is taken; enough is free in all but not in one \
+         piece: w-1 of bob (1g.5gb on GPU 0) alone is in the way"
+    );
+    assert!(told(Some(Shortage::Full), lease).ends_with("it fits as soon as w-1 of bob (1g.5gb on GPU 0) ends"));
+    assert!(told(Some(Shortage::Full), None).ends_with("it fits when more than one lease has ended"));
+    assert!(told(None, None).ends_with("every slice is taken"));
 }
 
 #[test]

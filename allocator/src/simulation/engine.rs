@@ -10,7 +10,7 @@ use std::{
     cmp::{Ordering, Reverse},
     collections::{BinaryHeap, VecDeque},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// What happens to a request for which there is no room.
@@ -33,10 +33,8 @@ pub struct Tally {
     pub offered_columns: u64,
     /// Columns of those placed.
     pub accepted_columns: u64,
-    /// Decisions, and how long they took.
-    pub decisions: u64,
-    /// Nanoseconds of all decisions.
-    pub nanoseconds: u64,
+    /// How many decisions took how long.
+    pub decisions: Durations,
     /// Instances that were made, rather than found idle.
     pub made: u64,
     /// Instances that were destroyed for that.
@@ -65,11 +63,6 @@ impl Tally {
         100.0 * self.busy / self.there.max(f64::MIN_POSITIVE)
     }
 
-    /// Nanoseconds of one decision.
-    pub fn decision(&self) -> u64 {
-        self.nanoseconds / self.decisions.max(1)
-    }
-
     /// How long requests for a profile waited: the wait that this part of them does not exceed.
     pub fn wait(&self, profile: usize, part: f64) -> Option<f64> {
         let mut waits = self.waits.get(profile)?.clone();
@@ -83,8 +76,7 @@ impl Tally {
         self.accepted += other.accepted;
         self.offered_columns += other.offered_columns;
         self.accepted_columns += other.accepted_columns;
-        self.decisions += other.decisions;
-        self.nanoseconds += other.nanoseconds;
+        self.decisions.add(&other.decisions);
         self.made += other.made;
         self.destroyed += other.destroyed;
         self.busy += other.busy;
@@ -105,6 +97,39 @@ impl Tally {
     pub(super) fn accept(&mut self, columns: u32) {
         self.accepted += 1;
         self.accepted_columns += u64::from(columns);
+    }
+}
+
+/// How long decisions took. The middle one is told: on a busy machine a few are interrupted.
+#[derive(Debug, Clone, Default)]
+pub struct Durations(Vec<u32>);
+
+impl Durations {
+    /// Nanoseconds that are counted as one.
+    const STEP: usize = 8;
+    /// So many steps are told apart.
+    const STEPS: usize = 4096;
+
+    fn count(&mut self, duration: Duration) {
+        self.0.resize(Self::STEPS, 0);
+        let step = usize::try_from(duration.as_nanos()).unwrap_or(usize::MAX) / Self::STEP;
+        self.0.iter_mut().skip(step.min(Self::STEPS - 1)).take(1).for_each(|count| *count += 1);
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.0.resize(self.0.len().max(other.0.len()), 0);
+        self.0.iter_mut().zip(&other.0).for_each(|(count, more)| *count += more);
+    }
+
+    /// Nanoseconds of the middle one.
+    pub fn median(&self) -> u64 {
+        let all: u64 = self.0.iter().copied().map(u64::from).sum();
+        let mut below = 0;
+        let middle = self.0.iter().position(|count| {
+            below += u64::from(*count);
+            below * 2 >= all
+        });
+        (middle.unwrap_or(0) * Self::STEP + Self::STEP / 2) as u64
     }
 }
 
@@ -166,8 +191,7 @@ pub(super) fn run(
     for (number, arrival) in arrivals.enumerate() {
         run.until(arrival.at, warm_up);
         if number == warm_up {
-            let waits = vec![Vec::new(); run.model.profiles().len()];
-            run.tally = Tally { waits, ..Tally::default() };
+            run.tally = Tally { waits: vec![Vec::new(); run.model.profiles().len()], ..Tally::default() };
         }
         if let Some(wanted) = run.wanted.get(arrival.profile) {
             run.policy.see(&wanted.profile);
@@ -179,10 +203,13 @@ pub(super) fn run(
                 run.serve(warm_up);
             }
             Mode::Loss => {
-                run.place(&arrival);
+                if run.place(&arrival) {
+                    run.tally.accept(run.columns(arrival.profile));
+                }
             }
         }
     }
+    run.drain(warm_up);
     run.tally
 }
 
@@ -210,6 +237,17 @@ impl Run {
         self.now = time;
     }
 
+    /// Serves who still waits. No more comes, so that how much is in use tells nothing any more.
+    fn drain(&mut self, warm_up: usize) {
+        let (busy, there) = (self.tally.busy, self.tally.there);
+        while !self.waiting.is_empty()
+            && let Some(next) = self.running.peek().map(|end| end.at)
+        {
+            self.until(next, warm_up);
+        }
+        (self.tally.busy, self.tally.there) = (busy, there);
+    }
+
     /// Serves who waits, in order, as far as there is room.
     fn serve(&mut self, warm_up: usize) {
         while let Some((number, arrival)) = self.waiting.front().copied() {
@@ -217,8 +255,10 @@ impl Run {
                 return;
             }
             self.waiting.pop_front();
-            if let Some(waits) = self.tally.waits.get_mut(arrival.profile).filter(|_| number >= warm_up) {
-                waits.push(self.now - arrival.at);
+            if number >= warm_up {
+                self.tally.accept(self.columns(arrival.profile));
+                let waits = self.tally.waits.get_mut(arrival.profile);
+                waits.into_iter().for_each(|waits| waits.push(self.now - arrival.at));
             }
         }
     }
@@ -228,8 +268,7 @@ impl Run {
         self.pool.price(&self.policy);
         let begun = Instant::now();
         let plan = plan(&self.pool, wanted, &self.policy, |_| true);
-        self.tally.nanoseconds += u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.tally.decisions += 1;
+        self.tally.decisions.count(begun.elapsed());
         let Some(plan) = plan else { return false };
         if let Action::Make { destroy } = &plan.action {
             self.tally.made += 1;
@@ -237,9 +276,7 @@ impl Run {
         }
         self.pool.occupy(&plan);
         self.running.push(Ends { at: self.now + arrival.life, what: (plan.gpu, plan.placed) });
-        let columns = self.columns(arrival.profile);
-        self.held += columns;
-        self.tally.accept(columns);
+        self.held += self.columns(arrival.profile);
         true
     }
 }

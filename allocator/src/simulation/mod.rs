@@ -3,15 +3,15 @@
 //! The real [`Pool`](crate::placement::Pool) and [`plan`](crate::placement::plan) place every request; only
 //! arrivals, lives and the driver are made up. Nothing here touches a GPU.
 //!
-//! * [`Traffic`] — what is asked for, and when: a [`Mix`] of profiles at a load, or a recorded trace.
+//! * [`Traffic`] — what is asked for, and when: [`Shares`] of profiles at a load, or a recorded trace.
 //! * [`Experiment`] — the same traffic for one policy after another; [`Outcome`] is what came of it.
 
 mod bound;
 mod engine;
 mod traffic;
 
-pub use engine::{Mode, Tally};
-pub use traffic::{Arrival, Mix, Traffic, a100, read_trace};
+pub use engine::{Durations, Mode, Tally};
+pub use traffic::{Arrival, Shares, Traffic, a100, read_trace};
 
 use crate::placement::{Objective, PolicyName};
 use std::{

@@ -89,9 +89,9 @@ fn a_trace_is_replayed() {
 
 #[test]
 fn a_mix_is_a_name_or_six_shares() {
-    assert!("uniform".parse::<Mix>().is_ok());
-    assert_eq!("1,1,1,1,1,1".parse::<Mix>().unwrap().name, "custom");
+    assert!("uniform".parse::<Shares>().is_ok());
+    assert_eq!("1,1,1,1,1,1".parse::<Shares>().unwrap().name, "custom");
     for text in ["", "1,2", "0,0,0,0,0,0", "1,1,1,1,1,-1", "1,1,1,1,1,nan"] {
-        assert!(text.parse::<Mix>().is_err(), "{text}");
+        assert!(text.parse::<Shares>().is_err(), "{text}");
     }
 }

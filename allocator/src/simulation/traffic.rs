@@ -18,9 +18,10 @@ const PROFILES: [(&str, u32, u32, u32, u64, &[u32]); 6] = [
 /// Columns of one GPU.
 const COLUMNS: f64 = 8.0;
 
-/// At least so many requests before anything is counted, and so many that are.
-const WARM_UP: f64 = 1_000.0;
-const COUNTED: f64 = 10_000.0;
+/// At least so many requests before anything is counted, and so many that are: with these the published figures
+/// of first fit, best fit and the repacking bound come out.
+const WARM_UP: f64 = 500.0;
+const COUNTED: f64 = 5_000.0;
 /// And at least so many mean lives of each: many GPUs take longer to fill.
 const LIVES: f64 = 5.0;
 
@@ -39,13 +40,13 @@ pub fn a100() -> Arc<Model> {
 
 /// How often each profile is asked for: shares of `7g 4g 3g 2g 1g.10gb 1g.5gb`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Mix {
+pub struct Shares {
     /// Its name; `custom` if it has none.
     pub name: String,
     shares: [f64; 6],
 }
 
-impl FromStr for Mix {
+impl FromStr for Shares {
     type Err = String;
 
     /// A name, or six shares with commas between, which need not sum to one.
@@ -72,7 +73,7 @@ impl FromStr for Mix {
     }
 }
 
-impl Mix {
+impl Shares {
     fn normalised(mut self) -> Self {
         let sum: f64 = self.shares.iter().sum();
         self.shares.iter_mut().for_each(|share| *share /= sum);
@@ -114,7 +115,7 @@ pub enum Traffic {
     /// are exponential in a loss system and lognormal in a queue, with mean 1 in both.
     Random {
         /// What is asked for.
-        mix: Mix,
+        mix: Shares,
         /// How much of it.
         load: f64,
     },
@@ -179,7 +180,7 @@ impl Traffic {
 }
 
 /// Requests in a mean life.
-fn rate(mix: &Mix, load: f64, gpus: usize) -> f64 {
+fn rate(mix: &Shares, load: f64, gpus: usize) -> f64 {
     load * COLUMNS * gpus as f64 / mix.columns()
 }
 

@@ -184,6 +184,27 @@ fn an_expired_lease_holds_its_slice_until_its_holder_is_heard_of() {
 }
 
 #[test]
+fn who_waits_is_told_whether_space_is_missing_or_one_lease_is_in_the_way() {
+    let mut world = World::new(&["A100-40GB"]);
+    for (workload, need) in [("b-1", "1g.5gb"), ("c-1", "4g.20gb")] {
+        world.ask(workload, need, FREE).unwrap();
+        world.finish();
+    }
+    let told = |world: &World, workload: &str| match world.state(workload) {
+        Some(LeaseState::Waiting(wait)) => wait.detail,
+        other => panic!("{workload}: {other:?}"),
+    };
+    assert!(world.is_granted("c-1"));
+    world.ask("d-1", "4g.20gb", FREE).unwrap();
+    let detail = told(&world, "d-1");
+    assert!(detail.contains("it fits as soon as c-1 of c (4g.20gb on GPU 0) ends"), "{detail}");
+    world.ledger.release("d-1", world.now);
+    world.ask("e-1", "7g.40gb", FREE).unwrap();
+    let detail = told(&world, "e-1");
+    assert!(detail.contains("it fits when more than one lease has ended"), "{detail}");
+}
+
+#[test]
 fn a_lease_that_is_renewed_does_not_expire() {
     let mut world = World::new(&["A100-40GB"]);
     world.ask("a-1", "cpu", FREE).unwrap();
