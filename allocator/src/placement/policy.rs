@@ -247,7 +247,7 @@ pub struct ExpectedRoom {
 
 impl ExpectedRoom {
     /// How far ahead it looks: one part in so many of a lease's expected life.
-    const PARTS: i64 = 24;
+    const PARTS: i64 = 12;
 
     /// What room for one instance is worth. The columns are counted once for what is lost with it, and again
     /// for how rare it is: of larger instances a GPU has fewer places.

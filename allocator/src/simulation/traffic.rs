@@ -20,10 +20,10 @@ const COLUMNS: f64 = 8.0;
 
 /// At least so many requests before anything is counted, and so many that are: with these the published figures
 /// of first fit, best fit and the repacking bound come out.
-const WARM_UP: f64 = 500.0;
-const COUNTED: f64 = 5_000.0;
+const WARM_UP: f64 = 1_000.0;
+const COUNTED: f64 = 10_000.0;
 /// And at least so many mean lives of each: many GPUs take longer to fill.
-const LIVES: f64 = 5.0;
+const LIVES: f64 = 4.0;
 
 /// The standard deviation of the logarithm of a life in a queue: most are short, a few are very long.
 const SPREAD: f64 = 1.5;
