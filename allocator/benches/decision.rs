@@ -5,7 +5,7 @@
 // `criterion_group!` makes a public function, which nobody sees.
 #![allow(missing_docs, unreachable_pub)]
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group, criterion_main};
 use mlad_allocator::{
     geometry::{Placed, Resolution, resolve},
     placement::{Objective, Policy, PolicyName, Pool, Space, plan},
@@ -57,14 +57,14 @@ fn decisions(criterion: &mut Criterion) {
     for gpus in [8, 100, 10_000] {
         let Loaded { mut pool, wanted, policy, mut held } = loaded(gpus);
         let mut nth = 0;
-        criterion.bench_function(BenchmarkId::new("decision", gpus), |bencher| {
+        criterion.bench_function(&format!("decision/{gpus}"), |bencher| {
             bencher.iter(|| {
                 nth = (nth + 1) % wanted.len();
                 wanted.get(nth).and_then(|wanted| plan(black_box(&pool), wanted, &policy, |_| true))
             });
         });
         let mut at = 0;
-        criterion.bench_function(BenchmarkId::new("end, decision and start", gpus), |bencher| {
+        criterion.bench_function(&format!("end, decision and start/{gpus}"), |bencher| {
             bencher.iter(|| {
                 at = (at + 1) % held.len();
                 let Some(slot) = held.get_mut(at) else { return };

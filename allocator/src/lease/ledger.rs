@@ -80,7 +80,7 @@ pub(super) struct Waiting {
 /// How the place of a request was chosen.
 #[derive(Debug, Clone)]
 struct Chosen {
-    cost: u64,
+    cost: i64,
     action: &'static str,
     why: String,
 }

@@ -124,7 +124,7 @@ impl fmt::Display for Chosen<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { pool, wanted, policy, plan } = self;
         let mut all: Vec<Candidate> = candidates(pool, wanted, *policy, &|_| true).collect();
-        all.sort_by(|a, b| a.rank(policy.ties()).cmp(&b.rank(policy.ties())));
+        all.sort_by_key(|candidate| candidate.rank(policy.ties()));
         let equal = all.iter().filter(|candidate| candidate.cost == plan.cost).count();
         let why = match (&plan.action, equal) {
             (_, 0 | 1) => "it alone has the least cost",

@@ -302,7 +302,7 @@ mod tests {
             profile: model.profiles().iter().position(|profile| profile.name == name).unwrap(),
             start,
         };
-        let wanted = crate::geometry::resolve(&"4g.20gb".parse().unwrap(), &[model.clone()]).unwrap();
+        let wanted = crate::geometry::resolve(&"4g.20gb".parse().unwrap(), std::slice::from_ref(&model)).unwrap();
         let mut pool = Pool::new(vec![model.clone()], vec![super::super::Space::empty(0); 2]);
         for gpu in 0..2 {
             pool.change(gpu, |model, space| space.set(model, at("1g.5gb", 2), SlotState::Held));

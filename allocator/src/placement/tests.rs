@@ -173,7 +173,7 @@ proptest! {
                 _ => {
                     let need = wanted(&pool, &names[which % names.len()]);
                     policy.see(&need.profile);
-                    let allowed = |gpu: usize| pick % 3 > 0 || gpu % 2 == 0;
+                    let allowed = |gpu: usize| pick % 3 > 0 || gpu.is_multiple_of(2);
                     let slow = {
                         let unpriced = Pool::new(pool.models().to_vec(), pool.gpus().to_vec());
                         plan(&unpriced, &need, &policy, allowed)

@@ -5,8 +5,11 @@ use crate::geometry::{Model, Profile, Resources};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::{f64::consts::TAU, str::FromStr, sync::Arc};
 
-/// The profiles of a mix, largest first: name, number at the driver, columns, compute, MiB, starts.
-const PROFILES: [(&str, u32, u32, u32, u64, &[u32]); 6] = [
+/// A profile: name, number at the driver, columns, compute, MiB, starts.
+type Facts = (&'static str, u32, u32, u32, u64, &'static [u32]);
+
+/// The profiles of a mix, largest first.
+const PROFILES: [Facts; 6] = [
     ("7g.40gb", 0, 8, 7, 40_192, &[0]),
     ("4g.20gb", 5, 4, 4, 19_968, &[0]),
     ("3g.20gb", 9, 4, 3, 19_968, &[0, 4]),
@@ -30,7 +33,7 @@ const SPREAD: f64 = 1.5;
 
 /// An A100-40GB with its base profiles, as its driver tells them.
 pub fn a100() -> Arc<Model> {
-    let profile = |(name, id, columns, compute, memory, starts): (&str, u32, u32, u32, u64, &[u32])| {
+    let profile = |(name, id, columns, compute, memory, starts): Facts| {
         let resources = Resources { compute, ..Resources::NONE };
         let most = u32::try_from(starts.len()).unwrap_or(1);
         Profile::new(id, name, columns, memory, most, resources, starts.iter().copied())
