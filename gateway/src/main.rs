@@ -92,6 +92,7 @@ async fn serve(path: PathBuf, json_log: bool) -> anyhow::Result<()> {
     for doubt in config.doubts() {
         tracing::warn!("{doubt}");
     }
+    ssh::raise_descriptor_limit(&config.ssh);
     config::make_folders(&config).context("the folders of the settings cannot be made")?;
     let _lock = lock(&config)?;
     let stop = stop_on_signal()?;
@@ -130,7 +131,7 @@ async fn serve(path: PathBuf, json_log: bool) -> anyhow::Result<()> {
     if let Some(tcp) = tcp {
         servers.spawn(api::serve_tcp(state.clone(), tcp, stop.clone()));
     }
-    let backend = Arc::new(Gateway::new(Arc::clone(&config), workspaces.clone(), state));
+    let backend = Arc::new(Gateway::new(Arc::clone(&config), store.clone(), workspaces.clone(), state));
     let served = ssh::serve(SshState { config, store, backend }, listeners, stop.clone()).await;
 
     tracing::info!("ending; workloads go on");

@@ -8,7 +8,7 @@ use super::{Input, Terminal};
 use mlad::channel::PtySize;
 use std::io;
 
-/// Bytes typed ahead that are kept.
+/// Bytes typed ahead that are kept here. More are left with the terminal, and with the client in the end.
 pub(super) const MAX_AHEAD: usize = 4096;
 
 /// A person's terminal.
@@ -20,11 +20,15 @@ pub(super) struct Console<'a> {
     /// Lines on the screen that the next drawing replaces; the cursor is in the last of them.
     drawn: Vec<String>,
     ahead: Vec<u8>,
+    /// Whether a Ctrl-C came that is not in `ahead`.
+    interrupted: bool,
+    /// Whether nothing more will be typed.
+    ended: bool,
 }
 
 /// What came from the terminal.
 pub(super) enum Event {
-    /// Something was typed: it is in [`Console::take_ahead`].
+    /// Something was typed, or typing has come to its end: what there is of it the console knows.
     Typed,
     Resized,
     HungUp,
@@ -34,7 +38,7 @@ impl<'a> Console<'a> {
     pub(super) fn new(terminal: &'a mut dyn Terminal) -> Self {
         let size = terminal.size();
         let moves = !matches!(terminal.term(), "" | "dumb" | "unknown");
-        Self { terminal, size, moves, drawn: Vec::new(), ahead: Vec::new() }
+        Self { terminal, size, moves, drawn: Vec::new(), ahead: Vec::new(), interrupted: false, ended: false }
     }
 
     /// Whether lines can be redrawn in place.
@@ -54,15 +58,17 @@ impl<'a> Console<'a> {
 
     /// Waits for input. Cancel-safe.
     pub(super) async fn event(&mut self) -> Event {
-        match self.terminal.read().await {
+        match self.terminal.read(MAX_AHEAD.saturating_sub(self.ahead.len())).await {
             Ok(Some(Input::Bytes(bytes))) => {
-                let room = MAX_AHEAD.saturating_sub(self.ahead.len());
-                self.ahead.extend(bytes.iter().take(room));
-                // Ctrl-C must get through, however much was typed before it.
-                if bytes.contains(&0x03) && !self.ahead.contains(&0x03) {
-                    self.ahead.pop();
-                    self.ahead.push(0x03);
-                }
+                self.ahead.extend(bytes);
+                Event::Typed
+            }
+            Ok(Some(Input::Interrupt)) => {
+                self.interrupted = true;
+                Event::Typed
+            }
+            Ok(Some(Input::End)) => {
+                self.ended = true;
                 Event::Typed
             }
             Ok(Some(Input::Resize(size))) => {
@@ -83,9 +89,14 @@ impl<'a> Console<'a> {
         (!self.ahead.is_empty()).then(|| self.ahead.remove(0))
     }
 
-    /// Whether Ctrl-C was typed.
+    /// Whether Ctrl-C was typed, however far behind what was typed before it.
     pub(super) fn interrupted(&self) -> bool {
-        self.ahead.contains(&0x03)
+        self.interrupted || self.ahead.contains(&0x03)
+    }
+
+    /// Whether all that was typed is used, and nothing more will be.
+    pub(super) fn is_silent(&self) -> bool {
+        self.ended && self.ahead.is_empty()
     }
 
     /// Puts lines in the place of those drawn last. They must not be wider than the terminal less one.

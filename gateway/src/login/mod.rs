@@ -26,7 +26,7 @@ use crate::{
     workspace::{Attached, Progress, Wish, WorkspaceError, Workspaces, later},
 };
 use async_trait::async_trait;
-use mlad::channel::PtySize;
+use mlad::{api::ExitCode, channel::PtySize};
 use std::{io, time::Duration};
 
 /// What a person's terminal sends.
@@ -34,6 +34,10 @@ use std::{io, time::Duration};
 pub enum Input {
     /// Typed, or pasted.
     Bytes(Vec<u8>),
+    /// Ctrl-C: behind what there was room for, or as a signal.
+    Interrupt,
+    /// Nothing more will be typed (`ssh -tt server < file`); the person may look on all the same. Comes once.
+    End,
     /// The window has another size.
     Resize(PtySize),
 }
@@ -43,8 +47,9 @@ pub enum Input {
 pub trait Terminal: Send {
     /// Writes all of it.
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
-    /// The next input; none when the person hung up. Cancel-safe.
-    async fn read(&mut self) -> io::Result<Option<Input>>;
+    /// The next input, of at most `room` bytes; what there is no room for stays where it is, and only a Ctrl-C
+    /// in it is told. None when the person hung up. Cancel-safe.
+    async fn read(&mut self, room: usize) -> io::Result<Option<Input>>;
     /// Its size now; zeros if it is not known.
     fn size(&self) -> PtySize;
     /// Its kind (`TERM`); may be empty.
@@ -55,7 +60,7 @@ pub trait Terminal: Send {
 pub struct Entered {
     /// The workspace.
     pub attached: Attached,
-    /// What was typed while it was waited for, for the shell: at most 4 KiB.
+    /// What was typed while it was waited for, for the shell: at most 4 KiB. More was left with the terminal.
     pub typed: Vec<u8>,
 }
 
@@ -64,6 +69,8 @@ pub struct Entered {
 pub enum LoginEnd {
     /// The person gave up (Ctrl-C).
     GaveUp,
+    /// There was nobody to choose: the input came to its end first.
+    NobodyChose,
     /// The person hung up, or the terminal failed.
     HungUp,
     /// There is no workspace to be had.
@@ -75,6 +82,7 @@ impl LoginEnd {
     pub fn exit_code(&self) -> u32 {
         match self {
             Self::GaveUp => 130,
+            Self::NobodyChose => ExitCode::Usage as u32,
             Self::HungUp => 255,
             Self::Failed(error) => exit_code(error),
         }

@@ -35,7 +35,7 @@ pub async fn enter_with_terminal(
     let mut console = Console::new(terminal);
     let result = enter(&mut console, workspaces, user, wish).await;
     match &result {
-        Ok(_) | Err(LoginEnd::HungUp | LoginEnd::GaveUp) => {}
+        Ok(_) | Err(LoginEnd::HungUp | LoginEnd::GaveUp | LoginEnd::NobodyChose) => {}
         Err(LoginEnd::Failed(error)) => console.print(&text::error(error)).await?,
     }
     let attached = result?;
@@ -179,10 +179,7 @@ async fn choose(console: &mut Console<'_>, keys: &mut Keys, mut menu: Menu) -> R
         while let Some(byte) = console.next_byte() {
             let Some(key) = keys.read(byte) else { continue };
             match menu.press(key) {
-                Pressed::GaveUp => {
-                    console.print(text::GAVE_UP).await?;
-                    return Err(LoginEnd::GaveUp);
-                }
+                Pressed::GaveUp => return give_up(console).await,
                 Pressed::Chosen(at) => {
                     if !console.moves() {
                         console.write("\r\n").await?;
@@ -194,6 +191,13 @@ async fn choose(console: &mut Console<'_>, keys: &mut Keys, mut menu: Menu) -> R
                 Pressed::On => console.write(&echo(byte)).await?,
             }
         }
+        if console.interrupted() {
+            return give_up(console).await;
+        }
+        if console.is_silent() {
+            leave(console, text::NOBODY_CHOSE).await?;
+            return Err(LoginEnd::NobodyChose);
+        }
         if console.moves() {
             console.draw(&menu.lines(console.columns(), console.rows())).await?;
         }
@@ -203,6 +207,19 @@ async fn choose(console: &mut Console<'_>, keys: &mut Keys, mut menu: Menu) -> R
             Event::HungUp => return Err(LoginEnd::HungUp),
         }
     }
+}
+
+async fn give_up<T>(console: &mut Console<'_>) -> Result<T, LoginEnd> {
+    leave(console, text::GAVE_UP).await?;
+    Err(LoginEnd::GaveUp)
+}
+
+/// A last line in the place of the menu, or below its prompt where that stays.
+async fn leave(console: &mut Console<'_>, line: &str) -> io::Result<()> {
+    if !console.moves() {
+        console.write("\r\n").await?;
+    }
+    console.print(line).await
 }
 
 /// On a terminal that cannot redraw, the menu is shown once.

@@ -22,6 +22,8 @@ struct Person {
 
 struct FakeTerminal {
     keys: mpsc::UnboundedReceiver<Input>,
+    /// Typed, and not taken yet.
+    left: Vec<u8>,
     seen: Arc<Mutex<Vec<u8>>>,
     size: PtySize,
     term: &'static str,
@@ -31,7 +33,7 @@ fn terminal(term: &'static str, columns: u32) -> (Person, FakeTerminal) {
     let (sender, keys) = mpsc::unbounded_channel();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let size = PtySize { columns, rows: 24, width: 0, height: 0 };
-    (Person { keys: Some(sender), seen: Arc::clone(&seen) }, FakeTerminal { keys, seen, size, term })
+    (Person { keys: Some(sender), seen: Arc::clone(&seen) }, FakeTerminal { keys, left: Vec::new(), seen, size, term })
 }
 
 #[async_trait]
@@ -41,8 +43,19 @@ impl Terminal for FakeTerminal {
         Ok(())
     }
 
-    async fn read(&mut self) -> io::Result<Option<Input>> {
-        Ok(self.keys.recv().await)
+    async fn read(&mut self, room: usize) -> io::Result<Option<Input>> {
+        loop {
+            if room == 0 && self.left.contains(&3) {
+                return Ok(Some(Input::Interrupt));
+            }
+            if room > 0 && !self.left.is_empty() {
+                return Ok(Some(Input::Bytes(self.left.drain(..room.min(self.left.len())).collect())));
+            }
+            match self.keys.recv().await {
+                Some(Input::Bytes(bytes)) => self.left.extend(bytes),
+                other => return Ok(other),
+            }
+        }
     }
 
     fn size(&self) -> PtySize {
@@ -62,6 +75,10 @@ impl Person {
     fn resizes(&self, columns: u32) {
         let size = PtySize { columns, rows: 24, width: 0, height: 0 };
         self.keys.as_ref().unwrap().send(Input::Resize(size)).unwrap();
+    }
+
+    fn types_no_more(&self) {
+        self.keys.as_ref().unwrap().send(Input::End).unwrap();
     }
 
     fn hangs_up(&mut self) {
@@ -280,24 +297,79 @@ async fn control_c_and_a_hang_up_give_the_place_back() {
 }
 
 #[tokio::test]
-async fn what_is_typed_ahead_is_kept_up_to_a_limit_and_control_c_gets_through_it() {
+async fn what_is_typed_ahead_is_taken_up_to_a_limit_and_the_rest_is_left_where_it_is() {
+    let bench = Bench::new(1).await;
+    bench.world.close("start");
+    let (person, mut terminal) = terminal("xterm", 80);
+    let script: Vec<u8> = (0..3 * MAX_AHEAD).map(|at| b'a' + (at % 26) as u8).collect();
+    let (workspaces, user) = (bench.workspaces.clone(), bench.user("alice").await);
+    let login = enter_with_terminal(&mut terminal, &workspaces, &user, wish("default"));
+    let typing = async {
+        person.sees("starting").await;
+        person.types(&script[..10]);
+        person.types(&script[10..]);
+        person.types_no_more();
+        bench.world.open("start");
+    };
+    let typed = tokio::join!(login, typing).0.ok().unwrap().typed;
+    assert!(typed.len() <= MAX_AHEAD);
+    drop(person);
+    let mut whole = typed;
+    while let Some(input) = terminal.read(1000).await.unwrap() {
+        match input {
+            Input::Bytes(bytes) => whole.extend(bytes),
+            other => assert_eq!(other, Input::End),
+        }
+    }
+    assert!(whole == script, "{} of {} bytes", whole.len(), script.len());
+}
+
+#[tokio::test]
+async fn control_c_gets_through_whatever_was_typed_ahead() {
     let bench = Bench::new(1).await;
     bench.world.close("start");
     let (person, terminal) = terminal("xterm", 80);
     let login = log_in(&bench, "alice", wish("default"), terminal).await;
     person.sees("starting").await;
     person.types(&[b'a'; 3 * MAX_AHEAD]);
-    bench.world.open("start");
-    assert!(login.await.unwrap().ok().unwrap().typed.len() <= MAX_AHEAD);
-    bench.workspaces.stop("alice", "default", "alice").await.unwrap();
-    bench.world.close("start");
-    let (person, terminal) = self::terminal("xterm", 80);
-    let login = log_in(&bench, "alice", wish("default"), terminal).await;
-    person.sees("starting").await;
-    person.types(&[b'a'; 3 * MAX_AHEAD]);
     person.types(b"\x03");
     assert!(matches!(login.await.unwrap().err(), Some(LoginEnd::GaveUp)));
     bench.world.open("start");
+}
+
+#[tokio::test]
+async fn a_picker_nobody_is_at_gives_up_and_says_what_to_do() {
+    let bench = Bench::with(1, "idle_minutes = 30").await;
+    for term in ["xterm", "dumb"] {
+        let (person, terminal) = terminal(term, 80);
+        person.types_no_more();
+        let login = log_in(&bench, "alice", wish("default"), terminal).await;
+        let end = login.await.unwrap().err().unwrap();
+        assert_eq!((end.exit_code(), matches!(end, LoginEnd::NobodyChose)), (2, true));
+        let screen = person.screen();
+        let told = "\nmlad: the input ended before image and slice were chosen; name them: ssh -o SetEnv=";
+        assert!(screen.contains(told) || screen.contains(&told.replace('\n', "\x1b[J")), "{screen:?}");
+    }
+    // What was typed before the end counts.
+    let (person, terminal) = terminal("xterm", 80);
+    person.types(b"1\r1\rexit\r");
+    person.types_no_more();
+    let entered = log_in(&bench, "alice", wish("default"), terminal).await.await.unwrap().ok().unwrap();
+    assert_eq!((entered.attached.workspace().image.as_str(), entered.typed.as_slice()), ("base", &b"exit\r"[..]));
+}
+
+#[tokio::test]
+async fn who_waits_may_have_said_all_they_have_to_say() {
+    let bench = Bench::new(1).await;
+    let alice = bench.attach("alice").await;
+    let (person, terminal) = terminal("xterm", 80);
+    person.types(b"train\r");
+    person.types_no_more();
+    let login = log_in(&bench, "bob", wish("default"), terminal).await;
+    person.sees("place 1 of 1").await;
+    drop(alice);
+    bench.workspaces.stop("alice", "default", "alice").await.unwrap();
+    assert_eq!(login.await.unwrap().ok().unwrap().typed, b"train\r");
 }
 
 #[tokio::test]

@@ -14,6 +14,8 @@ pub(super) const WHICH_IMAGE: &str = "Which image?";
 pub(super) const WHICH_SLICE: &str = "Which GPU slice?";
 pub(super) const MENU_HELP: &str = "arrows or a number, Enter; Ctrl-C gives up";
 pub(super) const GAVE_UP: &str = "Given up.";
+pub(super) const NOBODY_CHOSE: &str = "mlad: the input ended before image and slice were chosen; name them: \
+     ssh -o SetEnv='MLAD_IMAGE=IMAGE MLAD_GPU=1g.5gb' …; `mlad image ls` and `mlad gpu` show what there is";
 pub(super) const GAVE_PLACE_BACK: &str = "Given up; the place in the queue is given back.";
 pub(super) const STOPPING: &str = "waiting for this workspace's last container to end";
 pub(super) const STARTING: &str = "starting the container";

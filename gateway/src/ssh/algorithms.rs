@@ -63,6 +63,15 @@ impl Transport {
         Self { everybody: with(CIPHERS), fast: with(FAST_CIPHERS) }
     }
 
+    /// Without cipher and code of authenticity, so that a test can change what is said on the way.
+    #[cfg(test)]
+    pub(super) fn open_to_all(settings: &config::Ssh, keys: &[PrivateKey]) -> Self {
+        let mut config = server_config(settings, keys.to_vec(), &[cipher::NONE]);
+        config.preferred.mac = Cow::Borrowed(&[mac::NONE]);
+        let config = Arc::new(config);
+        Self { everybody: Arc::clone(&config), fast: config }
+    }
+
     /// What to offer to the client of this identification string.
     pub(super) fn for_client(&self, identification: &str) -> Arc<server::Config> {
         Arc::clone(if has_fast_ciphers(identification) { &self.fast } else { &self.everybody })

@@ -14,7 +14,8 @@ use mlad::api::ExitCode;
 use std::any::Any;
 use tokio::net::UnixStream;
 
-/// What serves those who are let in.
+/// What serves those who are let in. Whoever calls may have been let in long ago: that they still may is looked
+/// at again.
 #[async_trait]
 pub trait Backend: Send + Sync + 'static {
     /// Brings a user to the workspace they wish for; without a terminal without a word. Dropping the future
@@ -25,6 +26,9 @@ pub trait Backend: Send + Sync + 'static {
         wish: Wish,
         terminal: Option<&mut dyn Terminal>,
     ) -> Result<Entered, Refusal>;
+
+    /// A user's workspace, if it runs; nothing is started for this, and nobody waits.
+    async fn running(&self, user: &UserRecord, workspace: &str) -> Option<Box<dyn Place>>;
 
     /// Starts the worker of the sftp subsystem.
     async fn sftp(&self, user: &UserRecord) -> Result<Worker, Refusal>;

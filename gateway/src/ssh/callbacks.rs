@@ -3,13 +3,15 @@
 
 use super::{
     auth::Authentication,
-    client::{Client, Ends},
+    client::{Client, Ends, Kind},
     connection::Server,
-    flow::{Meter, Windows},
-    forward::{Listen, direct, listen},
-    inbox::{End, Inbox},
+    flow::Windows,
+    forward::direct,
+    inbox::Inbox,
+    limits::UserChannel,
+    listening::{Listen, listen},
     outlet::Outlet,
-    session,
+    session::{self, Answer, SFTP},
     setup::{Setup, Start},
 };
 use mlad::channel::{Open, PtySize};
@@ -37,7 +39,6 @@ pub(super) struct Callbacks {
     /// Takes the client once it has logged in.
     arrival: Option<oneshot::Sender<Arc<Client>>>,
     client: Option<Arc<Client>>,
-    meter: Arc<Meter>,
     windows: Windows,
     /// Sessions that have not started anything yet.
     setups: HashMap<ChannelId, (Setup, Outlet)>,
@@ -45,7 +46,6 @@ pub(super) struct Callbacks {
 
 impl Callbacks {
     pub(super) fn new(server: Arc<Server>, ends: Ends, span: Span, arrival: oneshot::Sender<Arc<Client>>) -> Self {
-        let meter = Meter::new(Arc::clone(&server.queued));
         let authentication = Authentication::new(Arc::clone(&server), ends.peer);
         Self {
             server,
@@ -54,7 +54,6 @@ impl Callbacks {
             authentication,
             arrival: Some(arrival),
             client: None,
-            meter,
             windows: Windows::default(),
             setups: HashMap::new(),
         }
@@ -66,20 +65,32 @@ impl Callbacks {
     }
 
     /// Counts a channel that is being opened; none if there are too many.
-    fn admit(&mut self, id: ChannelId) -> Result<Option<Arc<Inbox>>, russh::Error> {
+    fn admit(&mut self, id: ChannelId, kind: Kind) -> Result<Option<(Arc<Inbox>, UserChannel)>, russh::Error> {
         let client = Arc::clone(self.client()?);
-        if !client.has_room() {
+        let admitted = client.add_channel(id, kind);
+        if admitted.is_none() {
             tracing::info!(parent: &self.span, "refused a channel: too many are open");
-            return Ok(None);
+        } else {
+            self.count(&client, id);
         }
-        self.count(&client, id);
-        Ok(Some(client.add_inbox(id)))
+        Ok(admitted)
     }
 
-    fn count(&mut self, client: &Client, id: ChannelId) {
+    /// Counts a channel's window; false if it was counted already.
+    fn count(&mut self, client: &Client, id: ChannelId) -> bool {
         // Of a channel that we close first, russh does not tell us the client's close.
         self.windows.keep(|id| client.inbox(id).is_some());
-        self.windows.open(id);
+        self.windows.open(id)
+    }
+
+    /// Counts data that has come.
+    fn receive(&mut self, id: ChannelId, bytes: usize) -> Result<Arc<Client>, russh::Error> {
+        let client = Arc::clone(self.client()?);
+        if self.windows.receive(id, bytes, &client.meter) {
+            return Ok(client);
+        }
+        tracing::warn!(parent: &self.span, "the client sends more than its windows allow; disconnected");
+        Err(russh::Error::Inconsistent)
     }
 
     async fn open_direct(
@@ -89,12 +100,12 @@ impl Callbacks {
         open: Open,
     ) -> Result<(), russh::Error> {
         let id = channel.id();
-        let Some(inbox) = self.admit(id)? else {
+        let Some(admitted) = self.admit(id, Kind::Forwarded)? else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         };
         let client = Arc::clone(self.client()?);
-        client.spawn_channel(id, direct(Arc::clone(&client), channel, inbox, reply, open));
+        client.spawn_channel(id, direct(Arc::clone(&client), channel, admitted, reply, open));
         Ok(())
     }
 
@@ -105,7 +116,21 @@ impl Callbacks {
             return session.channel_failure(id);
         };
         session.channel_success(id)?;
-        client.spawn_channel(id, session::serve(Arc::clone(&client), outlet, setup, start));
+        client.spawn_channel(id, session::serve(Arc::clone(&client), outlet, setup, start, Answer::Given));
+        Ok(())
+    }
+
+    /// A subsystem of the image: started where a workspace runs, and answered as its agent does; the answer comes
+    /// late, which a client notices only if it asks for something else meanwhile. No workspace is started for one
+    /// that may not be there.
+    async fn start_subsystem(&mut self, id: ChannelId, name: &str, session: &mut Session) -> Result<(), russh::Error> {
+        let client = Arc::clone(self.client()?);
+        let runs = self.setups.contains_key(&id) && client.workplace.join_running().await.is_some();
+        let Some((setup, outlet)) = runs.then(|| self.setups.remove(&id)).flatten() else {
+            return session.channel_failure(id);
+        };
+        let start = Start::Subsystem(name.into());
+        client.spawn_channel(id, session::serve(Arc::clone(&client), outlet, setup, start, Answer::Owed));
         Ok(())
     }
 
@@ -146,7 +171,7 @@ impl Handler for Callbacks {
     async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), russh::Error> {
         let login = self.authentication.take_login().ok_or(russh::Error::NotAuthenticated)?;
         tracing::info!(parent: &self.span, user = login.user.name, key = login.fingerprint, "logged in");
-        let client = self.server.admit(login, session.handle(), self.ends, Arc::clone(&self.meter), self.span.clone());
+        let client = self.server.admit(login, session.handle(), self.ends, self.span.clone());
         if let Some(arrival) = self.arrival.take() {
             _ = arrival.send(Arc::clone(&client));
         }
@@ -160,11 +185,11 @@ impl Handler for Callbacks {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), russh::Error> {
-        let Some(inbox) = self.admit(channel.id())? else {
+        let Some((inbox, counted)) = self.admit(channel.id(), Kind::Session)? else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         };
-        let outlet = self.client()?.outlet(channel, inbox);
+        let outlet = self.client()?.outlet(channel, inbox, counted);
         self.setups.insert(outlet.id(), (Setup::default(), outlet));
         reply.accept().await;
         Ok(())
@@ -201,7 +226,8 @@ impl Handler for Callbacks {
         self.open_direct(channel, reply, Open::DirectStreamlocal { path: path.into() }).await
     }
 
-    /// The client has taken a channel that a task of ours opens; its queue must be there before any data.
+    /// The client has taken a channel that a task of ours opens; its queue must be there before any data. russh
+    /// passes on also those that a client sends again, or for a channel it has opened itself.
     async fn channel_open_confirmation(
         &mut self,
         id: ChannelId,
@@ -210,15 +236,16 @@ impl Handler for Callbacks {
         _: &mut Session,
     ) -> Result<(), russh::Error> {
         let client = Arc::clone(self.client()?);
-        self.count(&client, id);
-        client.await_task(id);
+        if self.count(&client, id) {
+            client.await_task(id);
+        }
         Ok(())
     }
 
     async fn channel_close(&mut self, id: ChannelId, _: &mut Session) -> Result<(), russh::Error> {
         self.setups.remove(&id);
         self.windows.close(id);
-        self.client()?.end_channel(id, End::Closed);
+        self.client()?.channel_closed(id);
         Ok(())
     }
 
@@ -230,28 +257,25 @@ impl Handler for Callbacks {
     }
 
     async fn data(&mut self, id: ChannelId, data: &[u8], _: &mut Session) -> Result<(), russh::Error> {
-        if !self.windows.receive(id, data.len(), &self.meter) {
-            tracing::warn!(parent: &self.span, "the client sends more than its windows allow; disconnected");
-            return Err(russh::Error::Inconsistent);
-        }
-        if let Some(inbox) = self.client()?.inbox(id) {
+        let client = self.receive(id, data.len())?;
+        if let Some(inbox) = client.inbox(id) {
             inbox.push(data);
         }
-        // The only callback that waits, a millisecond, and only while this client is throttled: see `flow`.
-        self.meter.pace().await;
+        // Waits a millisecond, and only while this client is throttled: see `flow`.
+        client.meter.pace().await;
         Ok(())
     }
 
     /// There is no input but standard input; it counts all the same.
     async fn extended_data(&mut self, id: ChannelId, _: u32, data: &[u8], _: &mut Session) -> Result<(), russh::Error> {
-        if !self.windows.receive(id, data.len(), &self.meter) {
-            return Err(russh::Error::Inconsistent);
-        }
-        Ok(())
+        self.receive(id, data.len()).map(drop)
     }
 
     fn adjust_window(&mut self, _: ChannelId, current: u32) -> u32 {
-        self.windows.refill(current, &self.meter)
+        match &self.client {
+            Some(client) => self.windows.refill(current, &client.meter),
+            None => current,
+        }
     }
 
     async fn pty_request(
@@ -319,7 +343,10 @@ impl Handler for Callbacks {
         if name.len() > MAX_NAME {
             return session.channel_failure(id);
         }
-        self.start(id, Start::Subsystem(name.into()), session)
+        if name == SFTP {
+            return self.start(id, Start::Subsystem(name.into()), session);
+        }
+        self.start_subsystem(id, name, session).await
     }
 
     async fn window_change_request(
@@ -352,8 +379,8 @@ impl Handler for Callbacks {
         Ok(())
     }
 
-    /// Waits for the workspace's agent, which is asked on this host and has ten seconds: the answer has to
-    /// be the true one, and russh takes none later.
+    /// Waits for the workspace's agent where one runs, which is asked on this host and has ten seconds: the
+    /// answer has to be the true one, and russh takes none later. Never for a workspace: see `listening`.
     async fn tcpip_forward(&mut self, address: &str, port: &mut u32, _: &mut Session) -> Result<bool, russh::Error> {
         if address.len() > MAX_NAME {
             return Ok(false);

@@ -7,9 +7,12 @@ use super::{
     callbacks::Callbacks,
     client::{Client, Ends},
     flow::Meter,
-    limits::{CodeTries, UserConnections},
+    limits::{CodeTries, SourceSlot, UserConnections},
 };
-use crate::{config::Config, store::Store};
+use crate::{
+    config::Config,
+    store::{Store, StoreError},
+};
 use bytes::{Buf as _, Bytes};
 use russh::{
     Disconnect,
@@ -29,7 +32,7 @@ use std::{
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, ReadBuf},
     net::TcpStream,
-    sync::{OwnedSemaphorePermit, oneshot},
+    sync::{OwnedSemaphorePermit, oneshot, watch},
     time::Instant,
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -44,6 +47,14 @@ const MAX_IDENTIFICATION: u64 = 255;
 pub(super) const DRAIN: Duration = Duration::from_secs(10);
 /// Time a client has to take the last words.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Last words to those who are still there when the server stops.
+const RESTART: &str = "the server is being restarted; your workspace and your jobs go on, log in again in a moment";
+/// Time until it is asked again whether somebody may still be here, if the database does not say.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What a connection holds until it has logged in.
+pub(super) type Early = (OwnedSemaphorePermit, SourceSlot);
 
 /// What all connections share.
 pub(super) struct Server {
@@ -62,8 +73,9 @@ pub(super) struct Server {
 
 impl Server {
     /// Somebody has logged in.
-    pub(super) fn admit(&self, login: Login, handle: Handle, ends: Ends, meter: Arc<Meter>, span: Span) -> Arc<Client> {
+    pub(super) fn admit(&self, login: Login, handle: Handle, ends: Ends, span: Span) -> Arc<Client> {
         span.record("user", login.user.name.as_str());
+        let meter = Meter::new(Arc::clone(login.slot.share()), Arc::clone(&self.queued));
         let (store, fingerprint) = (self.store.clone(), login.fingerprint.clone());
         let (config, backend) = (Arc::clone(&self.config), Arc::clone(&self.backend));
         let client = Client::new(config, backend, login, handle, ends, meter, span);
@@ -78,7 +90,7 @@ impl Server {
 }
 
 /// Serves a connection. `early` is held until it has logged in.
-pub(super) async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, early: OwnedSemaphorePermit) {
+pub(super) async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, early: Early) {
     let number = server.numbers.fetch_add(1, Ordering::Relaxed);
     let span = tracing::info_span!("ssh", connection = number, %peer, user = tracing::field::Empty);
     let grace = Instant::now() + Duration::from_secs(server.config.ssh.login_grace_seconds.max(1));
@@ -101,17 +113,21 @@ enum ConnectionEnd {
     Ssh(#[from] russh::Error),
     #[error("the server is stopping")]
     Stopping,
+    #[error("{0}")]
+    Dismissed(String),
 }
 
 async fn run(
     server: Arc<Server>,
     stream: TcpStream,
     peer: SocketAddr,
-    early: OwnedSemaphorePermit,
+    early: Early,
     grace: Instant,
     span: Span,
 ) -> Result<(), ConnectionEnd> {
     stream.set_nodelay(true)?;
+    // From before anybody is let in, so that no change after that is missed.
+    let access = server.store.access_changes();
     let ends = Ends { peer, local: stream.local_addr()? };
     let mut stream = BufReader::with_capacity(READ_BUFFER, stream);
     let greeted = tokio::time::timeout_at(grace, exchange_identification(&mut stream));
@@ -135,13 +151,20 @@ async fn run(
         () = server.stop.cancelled() => return Err(ConnectionEnd::Stopping),
     };
     drop(early);
+    client.spawn(watch_access(Arc::clone(&server), Arc::clone(&client), access));
     let ended = tokio::select! {
         ended = &mut session => ended.map_err(ConnectionEnd::from),
+        reason = client.dismissed() => {
+            tracing::info!(parent: &client.span, reason, "ending the connection");
+            say_goodbye(&handle, &reason).await;
+            _ = tokio::time::timeout(LAST_WORDS, &mut session).await;
+            Err(ConnectionEnd::Dismissed(reason))
+        }
         () = server.stop.cancelled() => {
             match tokio::time::timeout(DRAIN, &mut session).await {
                 Ok(ended) => ended.map_err(ConnectionEnd::from),
                 Err(_) => {
-                    say_goodbye(&handle).await;
+                    say_goodbye(&handle, RESTART).await;
                     _ = tokio::time::timeout(LAST_WORDS, &mut session).await;
                     Err(ConnectionEnd::Stopping)
                 }
@@ -165,10 +188,44 @@ async fn exchange_identification(stream: &mut BufReader<TcpStream>) -> Result<Ve
     Ok(line)
 }
 
-async fn say_goodbye(handle: &Handle) {
-    let words = "the server is being restarted; your workspace and your jobs go on, log in again in a moment";
+async fn say_goodbye(handle: &Handle, words: &str) {
     let said = handle.disconnect(Disconnect::ByApplication, words.into(), String::new());
     _ = tokio::time::timeout(LAST_WORDS, said).await;
+}
+
+/// Ends the connection when its user may not be here any more.
+async fn watch_access(server: Arc<Server>, client: Arc<Client>, mut access: watch::Receiver<u64>) {
+    let watching = async {
+        while access.changed().await.is_ok() {
+            let reason = loop {
+                match why_not(&server.store, &client).await {
+                    Ok(reason) => break reason,
+                    Err(error) => {
+                        tracing::warn!(%error, "it is not known whether somebody may still be here; asking again");
+                        tokio::time::sleep(ASK_AGAIN).await;
+                    }
+                }
+            };
+            if let Some(reason) = reason {
+                return client.dismiss(reason);
+            }
+        }
+    };
+    tokio::select! {
+        () = watching => {}
+        () = client.lost.cancelled() => {}
+    }
+}
+
+/// Why the user of a connection may not be here any more; none if they may.
+async fn why_not(store: &Store, client: &Client) -> Result<Option<String>, StoreError> {
+    let (own, key) = (client.workplace.user(), &client.fingerprint);
+    Ok(match store.user_by_key(key).await? {
+        Some(user) if user.id != own.id => Some(format!("the key {key} is somebody else's now")),
+        Some(user) if !user.enabled => Some(format!("{} may not log in any more; ask an administrator", user.name)),
+        Some(_) => None,
+        None => Some(format!("the key {key} was removed; log in with another, or ask an administrator")),
+    })
 }
 
 /// The socket as russh sees it. The identifications were exchanged already: the client's is read once more,

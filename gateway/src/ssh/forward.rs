@@ -1,100 +1,40 @@
 //! Forwarding: connections from the client into the workspace, and from the workspace to the client.
 
 use super::{
-    agent::{PROMPTLY, REACHING, Refused, clean, dial, kind_of},
+    agent::{PROMPTLY, REACHING, Refused, dial},
     backend::Place,
     client::Client,
     inbox::Inbox,
+    limits::UserChannel,
+    listening::Listen,
     outlet::Outlet,
     pump::{Output, pump_in, pump_out},
 };
-use mlad::channel::{Connection, Frame, Open, Stream};
+use mlad::channel::{Open, Stream};
 use russh::{
     Channel, ChannelOpenFailure,
     server::{ChannelOpenHandle, Msg},
 };
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
-use tokio::sync::Semaphore;
+use std::{sync::Arc, time::Duration};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-/// Listeners of one connection.
-const MAX_LISTENERS: usize = 64;
 /// Announced connections of one listener or session on their way to the client at once.
 const MAX_ANNOUNCED: usize = 32;
-/// Time a connection has, after asking for a listener, to open the session that says which workspace is meant.
-const SESSION_COMES: Duration = Duration::from_secs(2);
 /// Time the last bytes of a closed channel have to be taken.
 const DELIVERING: Duration = Duration::from_secs(60);
-/// Time a client waits for a port of the server's choice. Its connection stands still meanwhile.
-const PORT_COMES: Duration = Duration::from_secs(10);
-
-/// What a client wants listened on in its workspace.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Listen {
-    /// TCP.
-    Tcp {
-        /// As the client named it.
-        address: String,
-        /// Its port.
-        port: u32,
-    },
-    /// A Unix socket.
-    Socket(String),
-}
-
-/// The listeners of a connection.
-#[derive(Default)]
-pub(super) struct Listeners(Mutex<HashMap<Listen, Listener>>);
-
-enum Listener {
-    /// Asked for before anybody was in the workspace.
-    Pending,
-    /// Listens until it is cancelled.
-    Listening(CancellationToken),
-}
-
-impl Listeners {
-    fn all(&self) -> MutexGuard<'_, HashMap<Listen, Listener>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn has_room_for(&self, listen: &Listen) -> bool {
-        let all = self.all();
-        all.len() < MAX_LISTENERS && !all.contains_key(listen)
-    }
-
-    fn take_pending(&self) -> Vec<Listen> {
-        let mut all = self.all();
-        let pending = all.extract_if(|_, listener| matches!(listener, Listener::Pending));
-        pending.map(|(listen, _)| listen).collect()
-    }
-
-    /// Ends a listener; false if there is none.
-    pub(super) fn cancel(&self, listen: &Listen) -> bool {
-        match self.all().remove(listen) {
-            Some(Listener::Listening(token)) => {
-                token.cancel();
-                true
-            }
-            Some(Listener::Pending) => true,
-            None => false,
-        }
-    }
-}
+/// Time a client has to close a channel whose two ends it knows.
+const CLIENT_CLOSES: Duration = Duration::from_secs(5);
 
 /// Serves a channel into the workspace: opens it there first, and only then tells the client.
 pub(super) async fn direct(
     client: Arc<Client>,
     channel: Channel<Msg>,
-    inbox: Arc<Inbox>,
+    (inbox, counted): (Arc<Inbox>, UserChannel),
     reply: ChannelOpenHandle,
     open: Open,
 ) {
-    let outlet = client.outlet(channel, inbox);
+    let outlet = client.outlet(channel, inbox, counted);
     let opened = tokio::select! {
         opened = reach(&client, open) => opened,
         () = client.lost.cancelled() => return,
@@ -106,6 +46,7 @@ pub(super) async fn direct(
         }
         Err(refused) => {
             tracing::info!(reason = refused.message, "a forwarded connection was not opened");
+            client.forget_channel(outlet.id());
             reply.reject(failure(refused)).await;
         }
     }
@@ -125,8 +66,10 @@ fn failure(Refused { reason, message }: Refused) -> ChannelOpenFailure {
 /// Bytes both ways until both have ended, or the channel is over. A client that has no more to say and has
 /// heard the end closes at once; what it said before is still delivered.
 async fn bridge(stream: Stream, outlet: &Outlet) {
-    let (reader, writer) = tokio::io::split(stream);
     let inbox = outlet.inbox();
+    let target = stream.peer();
+    let (reader, writer) = tokio::io::split(stream);
+    let told = CancellationToken::new();
     let inward = async {
         tokio::select! {
             () = pump_in(inbox, writer) => {}
@@ -135,117 +78,30 @@ async fn bridge(stream: Stream, outlet: &Outlet) {
     };
     let outward = async {
         tokio::select! {
-            sent = pump_out(reader, outlet, Output::Data) => if sent.is_ok() { _ = outlet.eof().await },
+            sent = pump_out(reader, outlet, Output::Data) => if sent.is_ok() && outlet.eof().await.is_ok() {
+                told.cancel();
+            },
             _ = inbox.ended() => {}
         }
     };
-    tokio::join!(inward, outward);
+    // The agent closes wholly when the target was reset: then there is nobody left to speak to.
+    let lost = async {
+        told.cancelled().await;
+        match target.hang_up() {
+            Ok(watch) => watch.wait().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = async { tokio::join!(inward, outward) } => {
+            // A channel that we close first is remembered by russh for the connection's life.
+            if inbox.is_whole() {
+                _ = tokio::time::timeout(CLIENT_CLOSES, inbox.ended()).await;
+            }
+        }
+        () = lost => {}
+    }
     outlet.close().await;
-}
-
-/// Listens in the workspace for the client; the port it got, or none if it cannot be.
-///
-/// The answer is waited for by the connection's loop, and a client asks for this before it opens a session.
-/// So if nobody is in the workspace yet, the answer is yes, and it is done when the first session is in,
-/// before that starts anything ([`listen_pending`]) — or on its own if no session comes. Only a port of the
-/// server's choice has to be known at once.
-pub(super) async fn listen(client: &Arc<Client>, listen: Listen) -> Option<u32> {
-    if !client.listeners.has_room_for(&listen) {
-        return None;
-    }
-    let free_port = matches!(listen, Listen::Tcp { port: 0, .. });
-    let place = match client.workplace.current() {
-        Some(place) => Some(place),
-        None if free_port => tokio::time::timeout(PORT_COMES, client.workplace.join()).await.ok()?.ok(),
-        None => None,
-    };
-    match place {
-        Some(place) => start_listening(client, &*place, listen).await.inspect_err(log_refusal).ok(),
-        None if free_port => None,
-        None => {
-            listen_later(client, listen);
-            Some(0)
-        }
-    }
-}
-
-/// Does what was put off until somebody was in the workspace; returns what went wrong, for the person.
-pub(super) async fn listen_pending(client: &Arc<Client>, place: &dyn Place) -> Vec<String> {
-    let mut failed = Vec::new();
-    for listen in client.listeners.take_pending() {
-        let name = listen.to_string();
-        if let Err(refused) = start_listening(client, place, listen).await {
-            log_refusal(&refused);
-            failed.push(format!("nothing listens on {name} in the workspace: {}", refused.message));
-        }
-    }
-    failed
-}
-
-fn listen_later(client: &Arc<Client>, listen: Listen) {
-    client.listeners.all().insert(listen, Listener::Pending);
-    let owner = Arc::clone(client);
-    client.spawn(async move {
-        let alone = async {
-            tokio::time::sleep(SESSION_COMES).await;
-            // A session on its way in does it itself.
-            if !owner.workplace.is_being_entered() {
-                match owner.workplace.join().await {
-                    Ok(place) => _ = listen_pending(&owner, &*place).await,
-                    Err(refusal) => tracing::info!(reason = refusal.lines.join("; "), "nothing listens"),
-                }
-            }
-        };
-        tokio::select! {
-            () = alone => {}
-            () = owner.lost.cancelled() => {}
-        }
-    });
-}
-
-async fn start_listening(client: &Arc<Client>, place: &dyn Place, mut listen: Listen) -> Result<u32, Refused> {
-    let open = match &listen {
-        Listen::Tcp { address, port } => Open::TcpipForward { address: address.clone(), port: *port },
-        Listen::Socket(path) => Open::StreamlocalForward { path: path.clone() },
-    };
-    let (connection, bound) = dial(place, open, PROMPTLY).await?;
-    if let Listen::Tcp { port, .. } = &mut listen
-        && *port == 0
-    {
-        *port = bound;
-    }
-    let token = client.lost.child_token();
-    client.listeners.all().insert(listen.clone(), Listener::Listening(token.clone()));
-    let announcements = Announcements::new(client, place, Some(listen.clone()));
-    let owner = Arc::clone(client);
-    client.spawn(async move {
-        tokio::select! {
-            () = announce(connection, &announcements) => {
-                owner.listeners.cancel(&listen);
-            }
-            () = token.cancelled() => {}
-        }
-    });
-    Ok(bound)
-}
-
-async fn announce(mut connection: Connection, announcements: &Announcements) {
-    loop {
-        match connection.reader.read().await {
-            Ok(Some(Frame::Incoming { ticket, originator, originator_port })) => {
-                announcements.listener(ticket, clean(&originator), originator_port);
-            }
-            Ok(Some(frame)) => {
-                tracing::warn!(frame = kind_of(&frame), "an agent sent what does not belong to a listener");
-                return;
-            }
-            Ok(None) | Err(_) => return,
-        }
-    }
-}
-
-fn log_refusal(refused: &Refused) {
-    tracing::info!(reason = refused.message, "nothing listens in the workspace");
 }
 
 /// Connections that the agent announces, on their way to the client.
@@ -260,6 +116,11 @@ pub(super) struct Announcements {
 }
 
 impl Announcements {
+    /// Those of a listener.
+    pub(super) fn of_listener(client: &Arc<Client>, place: &dyn Place, listen: Listen) -> Self {
+        Self::new(client, place, Some(listen))
+    }
+
     fn new(client: &Arc<Client>, place: &dyn Place, listen: Option<Listen>) -> Self {
         let room = Arc::new(Semaphore::new(MAX_ANNOUNCED));
         Self { client: Arc::clone(client), place: place.another().into(), listen, allowed: true, room }
@@ -275,7 +136,8 @@ impl Announcements {
         self.bring(ticket, String::new(), 0);
     }
 
-    fn listener(&self, ticket: u64, originator: String, port: u32) {
+    /// Somebody has connected to the listener.
+    pub(super) fn listener(&self, ticket: u64, originator: String, port: u32) {
         self.bring(ticket, originator, port);
     }
 
@@ -285,25 +147,34 @@ impl Announcements {
         if !self.allowed || !self.client.has_room() {
             return;
         }
-        let (client, place, listen) = (Arc::clone(&self.client), Arc::clone(&self.place), self.listen.clone());
+        let Some(counted) = self.client.count_channel() else { return };
+        let (client, place) = (Arc::clone(&self.client), Arc::clone(&self.place));
+        let arrival = Arrival { listen: self.listen.clone(), ticket, originator, port };
         self.client.spawn(async move {
             tokio::select! {
-                () = bring(&client, &*place, listen, ticket, originator, port, permit) => {}
+                () = bring(&client, &*place, arrival, permit, counted) => {}
                 () = client.lost.cancelled() => {}
             }
         });
     }
 }
 
-async fn bring(
-    client: &Arc<Client>,
-    place: &dyn Place,
+/// Somebody who waits in the workspace to be brought to the client.
+struct Arrival {
     listen: Option<Listen>,
     ticket: u64,
     originator: String,
     port: u32,
-    permit: tokio::sync::OwnedSemaphorePermit,
+}
+
+async fn bring(
+    client: &Client,
+    place: &dyn Place,
+    arrival: Arrival,
+    permit: OwnedSemaphorePermit,
+    counted: UserChannel,
 ) {
+    let Arrival { listen, ticket, originator, port } = arrival;
     let handle = &client.handle;
     let opened = match listen {
         None => handle.channel_open_agent().await,
@@ -312,25 +183,19 @@ async fn bring(
         }
         Some(Listen::Socket(path)) => handle.channel_open_forwarded_streamlocal(path).await,
     };
+    // Before anything is waited for: as long as the channel's read half is there, what the client says goes into
+    // it, and stops the whole connection when it is full (see `flow`).
+    let outlet = opened.ok().map(|channel| {
+        let inbox = client.take_inbox(channel.id());
+        client.outlet(channel, inbox, counted)
+    });
     // Taken in any case: one that the client refused ends at once, instead of waiting.
     let taken = dial(place, Open::Accept { ticket }, PROMPTLY).await;
     drop(permit);
-    let Ok(channel) = opened else { return };
-    let id = channel.id();
-    let outlet = client.outlet(channel, client.take_inbox(id));
+    let Some(outlet) = outlet else { return };
     match taken {
         Ok((connection, _)) => bridge(connection.into_stream(), &outlet).await,
         Err(_) => outlet.close().await,
     }
-    client.end_channel(id, super::inbox::End::Closed);
-}
-
-impl std::fmt::Display for Listen {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Tcp { address, port } if address.is_empty() => write!(formatter, "port {port}"),
-            Self::Tcp { address, port } => write!(formatter, "{}:{port}", clean(address)),
-            Self::Socket(path) => formatter.write_str(&clean(path)),
-        }
-    }
+    client.finish_channel(outlet.id());
 }

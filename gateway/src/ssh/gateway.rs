@@ -7,7 +7,7 @@ use crate::{
     files::{self, FilesError},
     login::{self, LoginEnd, Terminal},
     runtime::RuntimeError,
-    store::UserRecord,
+    store::{Store, StoreError, UserRecord},
     workspace::{Attached, Wish, WorkspaceError, Workspaces},
 };
 use async_trait::async_trait;
@@ -35,6 +35,7 @@ const MAX_API_CONNECTIONS: usize = 16;
 #[derive(Clone)]
 pub struct Gateway {
     config: Arc<Config>,
+    store: Store,
     workspaces: Workspaces,
     api: ApiState,
     sockets: Arc<AtomicU64>,
@@ -42,8 +43,8 @@ pub struct Gateway {
 
 impl Gateway {
     /// The parts together.
-    pub fn new(config: Arc<Config>, workspaces: Workspaces, api: ApiState) -> Self {
-        Self { config, workspaces, api, sockets: Arc::default() }
+    pub fn new(config: Arc<Config>, store: Store, workspaces: Workspaces, api: ApiState) -> Self {
+        Self { config, store, workspaces, api, sockets: Arc::default() }
     }
 
     /// Starts a worker, with the user's home there; on a thread where that may take its time.
@@ -73,6 +74,7 @@ impl Backend for Gateway {
         wish: Wish,
         terminal: Option<&mut dyn Terminal>,
     ) -> Result<Entered, Refusal> {
+        let user = &reload(&self.store, user).await?;
         match terminal {
             Some(terminal) => {
                 let entered = login::enter_with_terminal(terminal, &self.workspaces, user, wish).await;
@@ -87,8 +89,19 @@ impl Backend for Gateway {
         }
     }
 
+    async fn running(&self, user: &UserRecord, workspace: &str) -> Option<Box<dyn Place>> {
+        let user = reload(&self.store, user).await.ok()?;
+        match self.workspaces.attach(&user, workspace).await {
+            Ok(attached) => Some(Box::new(attached?)),
+            Err(error) => {
+                tracing::debug!(%error, "no workspace to attach to");
+                None
+            }
+        }
+    }
+
     async fn sftp(&self, user: &UserRecord) -> Result<Worker, Refusal> {
-        let process = self.start(user, files::spawn_sftp).await?;
+        let process = self.start(&reload(&self.store, user).await?, files::spawn_sftp).await?;
         Ok(Worker { process: WorkerKind::Pipes(process), guard: None })
     }
 
@@ -96,7 +109,7 @@ impl Backend for Gateway {
         if !command.starts_with(b"scp ") {
             return Ok(None);
         }
-        let command = command.to_vec();
+        let (user, command) = (&reload(&self.store, user).await?, command.to_vec());
         let process = self.start(user, move |config, user| files::spawn_scp(config, user, &command)).await?;
         Ok(process.map(|process| Worker { process: WorkerKind::Pipes(process), guard: None }))
     }
@@ -108,6 +121,7 @@ impl Backend for Gateway {
         environment: &[(String, String)],
         terminal: Option<(u16, u16)>,
     ) -> Result<Worker, Refusal> {
+        let user = &reload(&self.store, user).await?;
         let number = self.sockets.fetch_add(1, Ordering::Relaxed);
         let folder = self.config.run_directory.join("ssh").join(number.to_string());
         let identity = Identity { user: user.name.clone(), role: user.role, workload: None };
@@ -150,6 +164,21 @@ impl From<WorkspaceError> for Refusal {
 impl From<LoginEnd> for Refusal {
     fn from(end: LoginEnd) -> Self {
         Self { lines: Vec::new(), exit_status: end.exit_code() }
+    }
+}
+
+/// The user as they are now: their role, quota or right to be here may be another than when they logged in.
+async fn reload(store: &Store, user: &UserRecord) -> Result<UserRecord, Refusal> {
+    let denied = |line: String| Err(Refusal::new(format!("{line}; ask an administrator"), ExitCode::Denied));
+    match store.user_by_id(user.id).await {
+        Ok(user) if user.enabled => Ok(user),
+        Ok(user) => denied(format!("{} may not log in any more", user.name)),
+        Err(StoreError::NotFound { .. }) => denied(format!("there is no user {} any more", user.name)),
+        Err(error) => {
+            tracing::error!(%error, "nothing can be started: the database fails");
+            let line = "the server's database does not answer; try again in a moment";
+            Err(Refusal::new(line, ExitCode::TryLater))
+        }
     }
 }
 
@@ -213,5 +242,26 @@ async fn serve_api(listener: UnixListener, api: ApiState, identity: Identity) {
             api::serve_stream(&api, stream, identity).await;
             drop(permit);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mlad::api::{NewUser, Role};
+
+    #[tokio::test]
+    async fn who_was_disabled_or_removed_since_they_logged_in_gets_nothing_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("gateway.db")).await.unwrap();
+        let user = store.add_user(&NewUser { name: "alice".into(), role: None, uid: None }).await.unwrap();
+        store.set_user_role(user.id, Role::Admin).await.unwrap();
+        assert_eq!(reload(&store, &user).await.unwrap().role, Role::Admin);
+        store.set_user_enabled(user.id, false).await.unwrap();
+        let refusal = reload(&store, &user).await.unwrap_err();
+        assert_eq!(refusal, Refusal::new("alice may not log in any more; ask an administrator", ExitCode::Denied));
+        store.remove_user(user.id).await.unwrap();
+        let refusal = reload(&store, &user).await.unwrap_err();
+        assert_eq!(refusal.lines, ["there is no user alice any more; ask an administrator"]);
     }
 }

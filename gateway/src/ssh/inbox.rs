@@ -1,8 +1,8 @@
 //! What a client sends on one channel, between the callbacks of its connection and the task that serves it.
 //!
-//! The callbacks never wait; how much can be in here is kept in bounds by [`flow`](super::flow). A close
-//! overtakes the data before it, unless the data came to its end first: then it is whole, and only its
-//! delivery is left.
+//! The callbacks never wait; how much can be in here is kept in bounds by [`flow`](super::flow). A close, or the
+//! loss of the connection, drops the data that waits here, unless the data came to its end first (EOF): then it is
+//! whole, and who serves the channel finishes its delivery ([`Inbox::is_whole`]).
 
 use super::flow::Meter;
 use bytes::{Bytes, BytesMut};
@@ -14,6 +14,8 @@ use std::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+/// What a terminal sends for Ctrl-C.
+pub(super) const INTERRUPT: u8 = 0x03;
 /// Packets are gathered into pieces of at most this size, in bytes.
 const PIECE: usize = 64 * 1024;
 /// Signals that wait; more are dropped.
@@ -32,6 +34,8 @@ pub(super) struct Inbox {
 #[derive(Debug, Default)]
 struct State {
     pieces: VecDeque<BytesMut>,
+    /// Bytes at the front that were searched for a Ctrl-C, and have none.
+    searched: usize,
     eof: bool,
     /// Nobody wants the data.
     discarded: bool,
@@ -92,6 +96,7 @@ impl Inbox {
         }
         self.meter.add(bytes.len());
         state.pieces.push_front(bytes.into());
+        state.searched = 0;
         drop(state);
         self.data.notify_one();
     }
@@ -126,6 +131,7 @@ impl Inbox {
             self.drop_data(&mut state);
         }
         drop(state);
+        self.data.notify_one();
         self.over.cancel();
     }
 
@@ -136,23 +142,50 @@ impl Inbox {
         self.drop_data(&mut state);
     }
 
+    /// Whether the channel is over.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.is_cancelled()
+    }
+
+    /// Whether all data has come: what is left of it is to be delivered, also when the channel is over.
+    pub(super) fn is_whole(&self) -> bool {
+        self.state().eof
+    }
+
     /// The next piece of data; none at its end. One task at a time. Cancel-safe.
     pub(super) async fn next_data(&self) -> Option<Bytes> {
+        self.next_data_of(usize::MAX).await
+    }
+
+    /// The same, of at most `size` bytes. What is left stays here, where it throttles the client.
+    pub(super) async fn next_data_of(&self, size: usize) -> Option<Bytes> {
+        self.when(|state| {
+            let piece = match state.pieces.front_mut() {
+                Some(first) if first.len() > size => Some(first.split_to(size)),
+                Some(_) => state.pieces.pop_front(),
+                None if state.eof || state.end.is_some() => return Some(None),
+                None => None,
+            }?;
+            state.searched = 0;
+            self.meter.subtract(piece.len());
+            Some(Some(piece.freeze()))
+        })
+        .await
+    }
+
+    /// Returns when there is a Ctrl-C among what waits here, however far behind. Takes nothing out. One task at a
+    /// time, which does not wait for data meanwhile. Cancel-safe.
+    pub(super) async fn interrupt(&self) {
+        self.when(State::has_interrupt).await;
+    }
+
+    /// What `look` finds, as soon as it finds something.
+    async fn when<T>(&self, look: impl Fn(&mut State) -> Option<T>) -> T {
         loop {
-            {
-                let mut state = self.state();
-                if let Some(piece) = state.pieces.pop_front() {
-                    self.meter.subtract(piece.len());
-                    return Some(piece.freeze());
-                }
-                if state.eof || state.end.is_some() {
-                    return None;
-                }
+            if let Some(found) = look(&mut self.state()) {
+                return found;
             }
-            tokio::select! {
-                () = self.data.notified() => {}
-                () = self.over.cancelled() => {}
-            }
+            self.data.notified().await;
         }
     }
 
@@ -182,11 +215,28 @@ impl Inbox {
     fn drop_data(&self, state: &mut State) {
         let bytes = state.pieces.iter().map(BytesMut::len).sum();
         state.pieces = VecDeque::new();
+        state.searched = 0;
         self.meter.subtract(bytes);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Every byte is looked at once, however often this is asked.
+    fn has_interrupt(&mut self) -> Option<()> {
+        let mut before = 0;
+        for piece in &self.pieces {
+            let new = piece.get(self.searched.saturating_sub(before)..).unwrap_or_default();
+            if new.contains(&INTERRUPT) {
+                return Some(());
+            }
+            before += piece.len();
+        }
+        self.searched = before;
+        None
     }
 }
 
@@ -205,7 +255,7 @@ mod tests {
 
     fn inbox() -> (Arc<Inbox>, Arc<AtomicUsize>) {
         let all = Arc::new(AtomicUsize::new(0));
-        (Inbox::new(Meter::new(Arc::clone(&all))), all)
+        (Inbox::new(Meter::new(Arc::default(), Arc::clone(&all))), all)
     }
 
     fn queued(all: &AtomicUsize) -> usize {
@@ -250,6 +300,38 @@ mod tests {
         inbox.end(End::Closed);
         assert_eq!(inbox.next_data().await.unwrap(), &b"data"[..]);
         assert_eq!(inbox.next_data().await, None);
+    }
+
+    #[tokio::test]
+    async fn what_there_is_no_room_for_stays_where_it_is() {
+        let (inbox, all) = inbox();
+        inbox.push(b"typed ahead");
+        assert_eq!(inbox.next_data_of(5).await.unwrap(), &b"typed"[..]);
+        assert_eq!(queued(&all), 6);
+        assert_eq!(inbox.next_data().await.unwrap(), &b" ahead"[..]);
+        assert_eq!(inbox.next_data_of(5).now_or_never(), None);
+        inbox.eof();
+        assert_eq!(inbox.next_data_of(5).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_control_c_is_found_behind_whatever_waits() {
+        let (inbox, all) = inbox();
+        assert!(inbox.interrupt().now_or_never().is_none());
+        for _ in 0..10 {
+            inbox.push(&vec![b'a'; PIECE - 1]);
+            assert!(inbox.interrupt().now_or_never().is_none());
+        }
+        let (found, ()) = tokio::join!(inbox.interrupt(), async { inbox.push(&[INTERRUPT]) });
+        assert_eq!((found, queued(&all)), ((), 10 * PIECE - 9));
+        assert!(inbox.interrupt().now_or_never().is_some(), "it is still there");
+        // What was searched is forgotten when something is taken out, or put before it.
+        while inbox.next_data().now_or_never().is_some() {}
+        assert!(inbox.interrupt().now_or_never().is_none());
+        inbox.push(b"ab");
+        assert!(inbox.interrupt().now_or_never().is_none());
+        inbox.unread(&[INTERRUPT]);
+        assert!(inbox.interrupt().now_or_never().is_some());
     }
 
     #[tokio::test]

@@ -1,49 +1,142 @@
-//! How much one source or one user may take: connections of a user, tries with enrolment codes.
+//! How much one source or one user may take: connections, channels and queued bytes of a user, connections of a
+//! source that have not logged in, tries with enrolment codes.
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv6Addr},
     num::NonZeroU32,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 /// Sources remembered before those that have been quiet are forgotten.
 const MAX_SOURCES: usize = 4096;
 /// Bits of an IPv6 address that are one source: what one customer has.
 const IPV6_PREFIX: u32 = 56;
+/// What part of the unauthenticated connections one source may have.
+const SOURCE_PART: usize = 4;
+/// What one source may have of them however few there are: several people behind one address.
+const SOURCE_LEAST: usize = 10;
 
 /// The connections every user has open.
 #[derive(Debug, Clone, Default)]
-pub(super) struct UserConnections(Arc<Mutex<HashMap<i64, usize>>>);
+pub(super) struct UserConnections(Arc<Mutex<HashMap<i64, Arc<UserShare>>>>);
+
+/// What all connections of one user take together.
+#[derive(Debug, Default)]
+pub(super) struct UserShare {
+    connections: AtomicUsize,
+    /// Whatever holds descriptors: channels until they are served to their end, and listeners.
+    channels: AtomicUsize,
+    /// Bytes in the queues of their channels.
+    pub(super) queued: AtomicUsize,
+    /// Channels that russh remembers until their connections end.
+    pub(super) remembered: AtomicUsize,
+}
 
 /// One open connection of a user; it counts until it is dropped.
 #[derive(Debug)]
 pub(super) struct UserConnection {
     user: i64,
+    share: Arc<UserShare>,
     all: UserConnections,
 }
+
+/// A channel or listener of a user; it counts until it is dropped.
+#[derive(Debug)]
+pub(super) struct UserChannel(Arc<UserShare>);
 
 impl UserConnections {
     /// Counts one more; none if the user has `limit` already.
     pub(super) fn add(&self, user: i64, limit: usize) -> Option<UserConnection> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(user).or_default();
-        if *count >= limit {
-            return None;
-        }
-        *count += 1;
-        Some(UserConnection { user, all: self.clone() })
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let share = all.entry(user).or_default();
+        let share = count_up_to(&share.connections, limit).then(|| Arc::clone(share))?;
+        Some(UserConnection { user, share, all: self.clone() })
+    }
+}
+
+impl UserConnection {
+    /// What the user takes with all their connections.
+    pub(super) fn share(&self) -> &Arc<UserShare> {
+        &self.share
     }
 }
 
 impl Drop for UserConnection {
     fn drop(&mut self) {
-        let mut counts = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.user) {
+        let mut all = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.share.connections.fetch_sub(1, Ordering::Relaxed) == 1 {
+            all.remove(&self.user);
+        }
+    }
+}
+
+impl UserShare {
+    /// Counts a channel or listener more; none if the user has `limit` already.
+    pub(super) fn channel(self: &Arc<Self>, limit: usize) -> Option<UserChannel> {
+        count_up_to(&self.channels, limit).then(|| UserChannel(Arc::clone(self)))
+    }
+
+    /// How many channels and listeners there are.
+    pub(super) fn channels(&self) -> usize {
+        self.channels.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for UserChannel {
+    fn drop(&mut self) {
+        self.0.channels.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn count_up_to(count: &AtomicUsize, limit: usize) -> bool {
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < limit).then_some(count + 1)).is_ok()
+}
+
+/// Connections that have not logged in, by source address: so that one source cannot keep all others out.
+#[derive(Debug, Clone)]
+pub(super) struct Sources {
+    limit: usize,
+    counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+/// One of them; it counts until it is dropped.
+#[derive(Debug)]
+pub(super) struct SourceSlot {
+    source: IpAddr,
+    all: Sources,
+}
+
+impl Sources {
+    /// Each may have a part of `max_unauthenticated`.
+    pub(super) fn new(max_unauthenticated: usize) -> Self {
+        Self { limit: (max_unauthenticated / SOURCE_PART).max(SOURCE_LEAST), counts: Arc::default() }
+    }
+
+    /// Counts one more; none if this source has its part already.
+    pub(super) fn add(&self, source: IpAddr) -> Option<SourceSlot> {
+        let source = network_of(source);
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(source).or_default();
+        if *count >= self.limit {
+            return None;
+        }
+        *count += 1;
+        Some(SourceSlot { source, all: self.clone() })
+    }
+}
+
+impl Drop for SourceSlot {
+    fn drop(&mut self) {
+        let mut counts = self.all.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.source) {
             *count -= 1;
             if *count == 0 {
-                counts.remove(&self.user);
+                counts.remove(&self.source);
             }
         }
     }
@@ -89,6 +182,40 @@ mod tests {
         assert!(users.add(2, 2).is_some());
         drop(first);
         assert!(users.add(1, 2).is_some());
+    }
+
+    #[test]
+    fn channels_count_over_all_connections_of_a_user() {
+        let users = UserConnections::default();
+        let (first, second) = (users.add(1, 2).unwrap(), users.add(1, 2).unwrap());
+        let channel = first.share().channel(2).unwrap();
+        let _other = second.share().channel(2).unwrap();
+        assert!(first.share().channel(2).is_none() && second.share().channel(2).is_none());
+        assert!(users.add(2, 1).unwrap().share().channel(2).is_some());
+        // One that outlives its connection still counts.
+        drop(first);
+        assert_eq!(second.share().channels(), 2);
+        drop(channel);
+        assert!(second.share().channel(2).is_some());
+    }
+
+    #[test]
+    fn a_source_has_a_part_of_the_door() {
+        let sources = Sources::new(100);
+        let crowd: IpAddr = "192.0.2.1".parse().unwrap();
+        let mut slots: Vec<_> = (0..25).map(|_| sources.add(crowd).unwrap()).collect();
+        assert!(sources.add(crowd).is_none());
+        assert!(sources.add("::ffff:192.0.2.1".parse().unwrap()).is_none());
+        assert!(sources.add("192.0.2.2".parse().unwrap()).is_some());
+        slots.pop();
+        assert!(sources.add(crowd).is_some());
+        drop(slots);
+        assert!(sources.counts.lock().unwrap().is_empty());
+        // However small the door is, several people behind one address find room.
+        let few = Sources::new(8);
+        let slots: Vec<_> = (0..SOURCE_LEAST).map(|_| few.add(crowd).unwrap()).collect();
+        assert!(few.add(crowd).is_none());
+        drop(slots);
     }
 
     #[test]

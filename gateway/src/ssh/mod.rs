@@ -6,6 +6,7 @@
 //! somebody gets, and what it is made of.
 //!
 //! * [`serve`] — the whole server, until it is told to stop.
+//! * [`raise_descriptor_limit`] — what a process that serves needs of its system.
 //! * [`parse_key`] — a public key as people give it.
 
 mod agent;
@@ -15,6 +16,9 @@ mod backend;
 mod callbacks;
 mod client;
 mod connection;
+mod descriptors;
+#[cfg(test)]
+mod flood;
 mod flow;
 mod forward;
 mod gateway;
@@ -22,6 +26,7 @@ mod host_keys;
 mod inbox;
 mod key;
 mod limits;
+mod listening;
 mod outlet;
 mod person;
 mod piped_session;
@@ -35,6 +40,7 @@ mod worker_session;
 mod workplace;
 
 pub use backend::{Backend, Entered, Place, Refusal, Worker, WorkerKind};
+pub use descriptors::raise_descriptor_limit;
 pub use gateway::Gateway;
 pub use host_keys::HostKeyError;
 pub use key::{KeyError, parse_key};

@@ -1,6 +1,6 @@
 //! What goes to the client on one channel.
 
-use super::inbox::Inbox;
+use super::{inbox::Inbox, limits::UserChannel};
 use bytes::Bytes;
 use mlad::channel::Exit;
 use russh::{
@@ -21,11 +21,13 @@ pub(super) struct Outlet {
     half: ChannelWriteHalf<Msg>,
     handle: Handle,
     inbox: Arc<Inbox>,
+    /// Counts among the user's channels for as long as this is being served, also when the client has closed it.
+    _counted: UserChannel,
 }
 
 impl Outlet {
-    pub(super) fn new(half: ChannelWriteHalf<Msg>, handle: Handle, inbox: Arc<Inbox>) -> Self {
-        Self { half, handle, inbox }
+    pub(super) fn new(half: ChannelWriteHalf<Msg>, handle: Handle, inbox: Arc<Inbox>, counted: UserChannel) -> Self {
+        Self { half, handle, inbox, _counted: counted }
     }
 
     /// The channel's number.
@@ -36,6 +38,16 @@ impl Outlet {
     /// What the client sends.
     pub(super) fn inbox(&self) -> &Arc<Inbox> {
         &self.inbox
+    }
+
+    /// Answers the request that is open on this channel, if the client has asked for an answer.
+    pub(super) async fn answer(&self, yes: bool) -> Result<(), Gone> {
+        let id = self.id();
+        if yes {
+            self.unless_over(self.handle.channel_success(id)).await
+        } else {
+            self.unless_over(self.handle.channel_failure(id)).await
+        }
     }
 
     /// Sends data, or standard output.

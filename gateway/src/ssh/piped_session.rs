@@ -6,11 +6,12 @@ use super::{
     forward::Announcements,
     inbox::End,
     outlet::{Gone, Outlet},
-    pump::{Output, pump_in, pump_out},
+    pump::{FINISHING, Output, pump_in, pump_out, throw_away},
 };
+use futures::{FutureExt as _, future::FusedFuture as _};
 use mlad::channel::{Connection, ConnectionReader, ConnectionWriter, Exit, Frame};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
-use std::{io, os::fd::OwnedFd};
+use std::{convert::Infallible, io, os::fd::OwnedFd, pin::pin};
 use tokio::net::unix::pipe::{Receiver, Sender};
 
 /// Bytes a pipe holds (if the system's limit allows): fewer changes between us and the process.
@@ -45,7 +46,8 @@ impl Pipes {
 }
 
 /// Serves the session until its process has ended and both its outputs are at their end, as sshd does; none
-/// if the agent is lost before that.
+/// if the agent is lost before that. If the channel is over before, input that has come to its end is still
+/// delivered.
 pub(super) async fn serve(
     connection: Connection,
     pipes: Pipes,
@@ -53,53 +55,69 @@ pub(super) async fn serve(
     announcements: &Announcements,
 ) -> Result<Option<Exit>, Gone> {
     let Connection { mut reader, mut writer } = connection;
-    let Pipes { stdin, stdout, stderr } = pipes;
+    let Pipes { stdin, mut stdout, mut stderr } = pipes;
     let inbox = outlet.inbox();
-    let ending = async {
-        let exit = read_exit(&mut reader, announcements);
-        let outputs =
-            async { tokio::try_join!(pump_out(stdout, outlet, Output::Data), pump_out(stderr, outlet, Output::Error)) };
-        tokio::pin!(exit, outputs);
-        // A lost agent ends the session, though its process may hold the pipes open.
+    let mut input = pin!(pump_in(inbox, stdin).fuse());
+    let mut exit = pin!(read_exit(&mut reader, announcements).fuse());
+    let served = {
+        let outputs = async {
+            tokio::try_join!(pump_out(&mut stdout, outlet, Output::Data), pump_out(&mut stderr, outlet, Output::Error))
+        };
+        let ending = async {
+            let mut outputs = pin!(outputs);
+            // A lost agent ends the session, though its process may hold the pipes open.
+            tokio::select! {
+                exit = exit.as_mut() => match exit {
+                    Some(exit) => outputs.await.map(|_| Some(exit)),
+                    None => Ok(None),
+                },
+                done = &mut outputs => match done {
+                    Ok(_) => Ok(exit.as_mut().await),
+                    Err(gone) => Err(gone),
+                },
+            }
+        };
+        let inward = async { tokio::join!(control(outlet, &mut writer), input.as_mut()).0 };
         tokio::select! {
-            exit = &mut exit => match exit {
-                Some(exit) => outputs.await.map(|_| Some(exit)),
-                None => Ok(None),
-            },
-            done = &mut outputs => match done {
-                Ok(_) => Ok(exit.await),
-                Err(gone) => Err(gone),
-            },
+            served = ending => served,
+            _ = inbox.ended() => Err(Gone),
+            never = inward => match never {},
         }
     };
-    let end = tokio::select! {
-        served = ending => return served,
-        end = inbox.ended() => end,
-        never = input_and_control(outlet, stdin, &mut writer) => match never {},
-    };
+    if let Ok(exit) = served {
+        return Ok(exit);
+    }
+    let end = inbox.ended().await;
+    if inbox.is_whole() {
+        let finishing = async {
+            if !input.is_terminated() {
+                input.await;
+            }
+            // A close would be SIGHUP to a process that is still at the end of it.
+            if end == End::Closed && !exit.is_terminated() {
+                exit.await;
+            }
+        };
+        tokio::select! {
+            _ = tokio::time::timeout(FINISHING, finishing) => {}
+            never = throw_away(stdout, stderr) => match never {},
+        }
+    }
     if end == End::Closed {
         agent::close(writer).await;
     }
     Err(Gone)
 }
 
-/// Feeds standard input, and passes signals on, for as long as the session lasts.
-async fn input_and_control(outlet: &Outlet, stdin: Sender, writer: &mut ConnectionWriter) -> std::convert::Infallible {
-    let inbox = outlet.inbox();
-    let control = async {
-        loop {
-            let request = inbox.next_control().await.into();
-            if writer.write(&Frame::Request(request)).await.is_err() {
-                // The reader sees it, too.
-                std::future::pending::<()>().await;
-            }
+/// Passes signals on, for as long as the session lasts.
+async fn control(outlet: &Outlet, writer: &mut ConnectionWriter) -> Infallible {
+    loop {
+        let request = outlet.inbox().next_control().await.into();
+        if writer.write(&Frame::Request(request)).await.is_err() {
+            // The reader sees it, too.
+            std::future::pending::<()>().await;
         }
-    };
-    let input = async {
-        pump_in(inbox, stdin).await;
-        std::future::pending().await
-    };
-    tokio::join!(control, input).1
+    }
 }
 
 async fn read_exit(reader: &mut ConnectionReader, announcements: &Announcements) -> Option<Exit> {

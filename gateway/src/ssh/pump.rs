@@ -5,7 +5,11 @@ use super::{
     outlet::{Gone, Outlet},
 };
 use bytes::BytesMut;
+use std::{convert::Infallible, time::Duration};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+/// Time a process has to take input that is whole, and to come to its end, when its client is gone.
+pub(super) const FINISHING: Duration = Duration::from_secs(10);
 
 /// Bytes asked of a pipe at once, at first: enough for a terminal's line.
 const SMALL_READ: usize = 8 * 1024;
@@ -31,6 +35,14 @@ pub(super) async fn pump_in<W: AsyncWrite + Unpin>(inbox: &Inbox, mut writer: W)
         }
     }
     _ = writer.shutdown().await;
+}
+
+/// Takes what nobody is there for any more, and never returns: a process that is to finish its input must not be
+/// held up by its output.
+pub(super) async fn throw_away<R: AsyncRead + Unpin, S: AsyncRead + Unpin>(mut stdout: R, mut stderr: S) -> Infallible {
+    let (mut no_output, mut no_errors) = (tokio::io::sink(), tokio::io::sink());
+    _ = tokio::join!(tokio::io::copy(&mut stdout, &mut no_output), tokio::io::copy(&mut stderr, &mut no_errors));
+    std::future::pending().await
 }
 
 /// Sends the client what there is to read, to its end. A failed read is an end.

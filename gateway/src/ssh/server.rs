@@ -5,7 +5,7 @@ use super::{
     backend::Backend,
     connection::{self, DRAIN, Server},
     host_keys::{HostKeyError, load_host_keys},
-    limits::{CodeTries, UserConnections},
+    limits::{CodeTries, Sources, UserConnections},
 };
 use crate::{config::Config, store::Store};
 use std::{
@@ -54,6 +54,7 @@ pub async fn serve(
     let door = Arc::new(Door {
         connections: Arc::new(Semaphore::new(config.ssh.max_connections)),
         early: Arc::new(Semaphore::new(config.ssh.max_unauthenticated)),
+        sources: Sources::new(config.ssh.max_unauthenticated),
         ended: Notify::new(),
         tasks: TaskTracker::new(),
         server: Arc::new(Server {
@@ -86,6 +87,8 @@ struct Door {
     server: Arc<Server>,
     connections: Arc<Semaphore>,
     early: Arc<Semaphore>,
+    /// How many of `early` each source has.
+    sources: Sources,
     /// Told when a connection has ended, and its descriptors are free.
     ended: Notify,
     tasks: TaskTracker,
@@ -118,6 +121,11 @@ async fn accept(door: Arc<Door>, listener: TcpListener, shutdown: CancellationTo
 
 /// Starts to serve a connection, or drops it if there are too many.
 fn take_in(door: &Arc<Door>, stream: TcpStream, peer: SocketAddr) {
+    let Some(source) = door.sources.add(peer.ip()) else {
+        tracing::warn!(%peer, "refused a connection: too many of this address have not logged in");
+        _ = stream.try_write(b"Too many connections from your address; try again in a moment\r\n");
+        return;
+    };
     let permits = Arc::clone(&door.connections).try_acquire_owned();
     let (Ok(permit), Ok(early)) = (permits, Arc::clone(&door.early).try_acquire_owned()) else {
         tracing::warn!(%peer, "refused a connection: too many are open");
@@ -127,7 +135,7 @@ fn take_in(door: &Arc<Door>, stream: TcpStream, peer: SocketAddr) {
     let door = Arc::clone(door);
     let tasks = door.tasks.clone();
     tasks.spawn(async move {
-        connection::serve(Arc::clone(&door.server), stream, peer, early).await;
+        connection::serve(Arc::clone(&door.server), stream, peer, (early, source)).await;
         drop(permit);
         door.ended.notify_waiters();
     });

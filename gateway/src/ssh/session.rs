@@ -4,14 +4,16 @@ use super::{
     agent::{self, PROMPTLY, dial},
     backend::{Entered, Place, Refusal, Worker},
     client::Client,
-    forward::{Announcements, listen_pending},
+    forward::Announcements,
+    listening::listen_pending,
     outlet::{Gone, Outlet},
     person::Person,
     piped_session::{self, Pipes},
-    setup::{Setup, Start},
+    setup::{Setup, Start, TerminalRequest},
     terminal_session,
     words::mlad_arguments,
     worker_session,
+    workplace::OnTheWay,
 };
 use crate::{login::Terminal, workspace::Wish};
 use futures::FutureExt as _;
@@ -21,6 +23,8 @@ use mlad::{
 };
 use std::{io, sync::Arc, time::Duration};
 
+/// The subsystem that the gateway serves itself.
+pub(super) const SFTP: &str = "sftp";
 /// The variable that names the image of the workspace.
 const IMAGE: &str = "MLAD_IMAGE";
 /// The variable that says which slice the workspace is to have.
@@ -50,11 +54,21 @@ impl From<Refusal> for Stop {
     }
 }
 
+/// Whether the client knows that what it asked for was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It was told so.
+    Given,
+    /// It waits for the answer.
+    Owed,
+}
+
 /// Serves a session to its end and closes its channel.
-pub(super) async fn serve(client: Arc<Client>, outlet: Outlet, setup: Setup, start: Start) {
+pub(super) async fn serve(client: Arc<Client>, outlet: Outlet, setup: Setup, start: Start, mut answer: Answer) {
     let line_end = if setup.terminal.is_some() { "\r\n" } else { "\n" };
-    let ended = match run(&client, &outlet, setup, start).await {
+    let ended = match run(&client, &outlet, setup, start, &mut answer).await {
         Ok(exit) => outlet.finish(&exit).await,
+        Err(Stop::Refused(refusal)) if answer == Answer::Owed => refuse(&outlet, &refusal).await,
         Err(Stop::Refused(refusal)) => tell(&outlet, &refusal, line_end).await,
         Err(Stop::Gone) => Err(Gone),
     };
@@ -63,10 +77,16 @@ pub(super) async fn serve(client: Arc<Client>, outlet: Outlet, setup: Setup, sta
     }
 }
 
-async fn run(client: &Arc<Client>, outlet: &Outlet, setup: Setup, start: Start) -> Result<Exit, Stop> {
+async fn run(
+    client: &Arc<Client>,
+    outlet: &Outlet,
+    setup: Setup,
+    start: Start,
+    answer: &mut Answer,
+) -> Result<Exit, Stop> {
     match worker(client, &setup, &start).await? {
         Some(worker) => Ok(worker_session::serve(worker, outlet).await?),
-        None => run_in_workspace(client, outlet, setup, start).await,
+        None => run_in_workspace(client, outlet, setup, start, answer).await,
     }
 }
 
@@ -74,7 +94,7 @@ async fn run(client: &Arc<Client>, outlet: &Outlet, setup: Setup, start: Start) 
 async fn worker(client: &Client, setup: &Setup, start: &Start) -> Result<Option<Worker>, Refusal> {
     let (backend, user) = (client.workplace.backend(), client.workplace.user());
     match start {
-        Start::Subsystem(name) if name == "sftp" => backend.sftp(user).await.map(Some),
+        Start::Subsystem(name) if name == SFTP => backend.sftp(user).await.map(Some),
         Start::Exec(command) => match mlad_arguments(command) {
             Some(arguments) => {
                 let size =
@@ -87,18 +107,43 @@ async fn worker(client: &Client, setup: &Setup, start: &Start) -> Result<Option<
     }
 }
 
-async fn run_in_workspace(client: &Arc<Client>, outlet: &Outlet, mut setup: Setup, start: Start) -> Result<Exit, Stop> {
-    let wish = wish(client, &setup)?;
-    let Entered { place, typed } = enter(client, outlet, &mut setup, wish).await?;
-    outlet.inbox().unread(&typed);
+async fn run_in_workspace(
+    client: &Arc<Client>,
+    outlet: &Outlet,
+    mut setup: Setup,
+    start: Start,
+    answer: &mut Answer,
+) -> Result<Exit, Stop> {
     let line_end = if setup.terminal.is_some() { "\r\n" } else { "\n" };
-    for line in listen_pending(client, &*place).await {
-        outlet.error(format!("mlad: {line}{line_end}")).await?;
-    }
+    let wish = wish(client, &setup)?;
+    let on_the_way = client.workplace.set_out();
+    // Nothing is said to a client before its answer.
+    let shown = if *answer == Answer::Given { setup.terminal.take() } else { None };
+    let (Entered { place, typed }, shown) = enter(client, outlet, &on_the_way, shown, wish).await?;
+    setup.terminal = setup.terminal.or(shown);
+    outlet.inbox().unread(&typed);
+    let failed = listen_pending(client, &*place).await;
+    drop(on_the_way);
+
     setup.environment.splice(0..0, connection_variables(client));
-    let ended = match setup.terminal {
-        Some(_) => on_terminal(client, outlet, &*place, setup, start).await?,
-        None => on_pipes(client, outlet, &*place, setup, start).await?,
+    let announcements = Announcements::of_session(client, &*place, setup.key_agent);
+    let mut connection = open(&*place).await?;
+    // A terminal's bytes travel in frames.
+    let pipes = if setup.terminal.is_some() { None } else { Some(Pipes::new().map_err(|error| no_pipes(&error))?) };
+    let (pipes, theirs) = pipes.map_or((None, Vec::new()), |(ours, theirs)| (Some(ours), theirs.into()));
+    agent::start(&mut connection, &setup.requests(start), &theirs).await?;
+    // Its outputs end when the process and its children have closed them, and nobody else holds them.
+    drop(theirs);
+    if *answer == Answer::Owed {
+        outlet.answer(true).await?;
+        *answer = Answer::Given;
+    }
+    for line in failed.iter().flat_map(|failed| failed.lines()) {
+        outlet.error(format!("{line}{line_end}")).await?;
+    }
+    let ended = match pipes {
+        Some(pipes) => piped_session::serve(connection, pipes, outlet, &announcements).await?,
+        None => terminal_session::serve(connection, outlet, &announcements).await?,
     };
     match ended {
         Some(exit) => {
@@ -119,45 +164,22 @@ fn wish(client: &Client, setup: &Setup) -> Result<Wish, Refusal> {
     Ok(Wish { image, need, ..client.workplace.wish() })
 }
 
-/// Brings the session to its workspace; if the client leaves meanwhile, its place is given back.
-async fn enter(client: &Client, outlet: &Outlet, setup: &mut Setup, wish: Wish) -> Result<Entered, Stop> {
-    let mut person = setup.terminal.take().map(|terminal| Person::new(outlet, terminal));
-    let terminal = person.as_mut().map(|person| person as &mut dyn Terminal);
+/// Brings the session to its workspace; if the client leaves meanwhile, its place is given back. The terminal, if
+/// it is shown anything, comes back as it is then.
+async fn enter(
+    client: &Client,
+    outlet: &Outlet,
+    on_the_way: &OnTheWay<'_>,
+    terminal: Option<TerminalRequest>,
+    wish: Wish,
+) -> Result<(Entered, Option<TerminalRequest>), Stop> {
+    let mut person = terminal.map(|terminal| Person::new(outlet, terminal));
+    let shown = person.as_mut().map(|person| person as &mut dyn Terminal);
     let entered = tokio::select! {
-        entered = client.workplace.enter(wish, terminal) => entered,
+        entered = client.workplace.enter(on_the_way, wish, shown) => entered,
         _ = outlet.inbox().ended() => return Err(Stop::Gone),
     };
-    setup.terminal = person.map(Person::into_request);
-    Ok(entered?)
-}
-
-async fn on_terminal(
-    client: &Arc<Client>,
-    outlet: &Outlet,
-    place: &dyn Place,
-    setup: Setup,
-    start: Start,
-) -> Result<Option<Exit>, Stop> {
-    let announcements = Announcements::of_session(client, place, setup.key_agent);
-    let mut connection = open(place).await?;
-    agent::start(&mut connection, &setup.requests(start), &[]).await?;
-    Ok(terminal_session::serve(connection, outlet, &announcements).await?)
-}
-
-async fn on_pipes(
-    client: &Arc<Client>,
-    outlet: &Outlet,
-    place: &dyn Place,
-    setup: Setup,
-    start: Start,
-) -> Result<Option<Exit>, Stop> {
-    let announcements = Announcements::of_session(client, place, setup.key_agent);
-    let mut connection = open(place).await?;
-    let (pipes, theirs) = Pipes::new().map_err(|error| no_pipes(&error))?;
-    agent::start(&mut connection, &setup.requests(start), &theirs).await?;
-    // Its outputs end when the process and its children have closed them, and nobody else holds them.
-    drop(theirs);
-    Ok(piped_session::serve(connection, pipes, outlet, &announcements).await?)
+    Ok((entered?, person.map(Person::into_request)))
 }
 
 async fn open(place: &dyn Place) -> Result<mlad::channel::Connection, Refusal> {
@@ -191,6 +213,14 @@ fn ended_line(reason: &str) -> String {
 fn no_pipes(error: &io::Error) -> Refusal {
     tracing::error!(%error, "no pipes for a session");
     Refusal::new("the server is too busy (no file descriptors left); try again in a moment", ExitCode::TryLater)
+}
+
+/// Answers no, and closes a channel that is of no more use: `ssh -s` says so in its own words.
+async fn refuse(outlet: &Outlet, refusal: &Refusal) -> Result<(), Gone> {
+    tracing::info!(reason = refusal.lines.join("; "), "a subsystem was refused");
+    outlet.answer(false).await?;
+    outlet.close().await;
+    Ok(())
 }
 
 async fn tell(outlet: &Outlet, refusal: &Refusal, line_end: &str) -> Result<(), Gone> {

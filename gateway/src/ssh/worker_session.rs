@@ -4,7 +4,7 @@ use super::{
     backend::{Worker, WorkerKind},
     inbox::{Control, Inbox},
     outlet::{Gone, Outlet},
-    pump::{Output, pump_in, pump_out},
+    pump::{FINISHING, Output, pump_in, pump_out, throw_away},
 };
 use crate::files::{TerminalProcess, WorkerProcess};
 use mlad::channel::{Exit, PtySize};
@@ -13,6 +13,7 @@ use rustix::{
     termios::{Winsize, tcsetwinsize},
 };
 use std::{
+    convert::Infallible,
     io,
     os::{
         fd::{AsFd as _, OwnedFd},
@@ -22,15 +23,11 @@ use std::{
     process::ExitStatus,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf, unix::AsyncFd},
     process::Child,
 };
-
-/// Time a worker has to finish what it was sent when its client is gone.
-const FINISHING: Duration = Duration::from_secs(10);
 
 /// Serves the session until the worker has ended.
 pub(super) async fn serve(worker: Worker, outlet: &Outlet) -> Result<Exit, Gone> {
@@ -44,25 +41,42 @@ pub(super) async fn serve(worker: Worker, outlet: &Outlet) -> Result<Exit, Gone>
 }
 
 async fn serve_pipes(process: WorkerProcess, outlet: &Outlet) -> Result<Exit, Gone> {
-    let WorkerProcess { stdin, stdout, stderr, mut child } = process;
+    let WorkerProcess { stdin, mut stdout, mut stderr, mut child } = process;
     let pid = pid_of(&child);
     let inbox = outlet.inbox();
-    let running = async {
-        let outputs =
-            async { tokio::try_join!(pump_out(stdout, outlet, Output::Data), pump_out(stderr, outlet, Output::Error)) };
-        outputs.await?;
-        Ok(exit_of(child.wait().await))
+    let mut input = Box::pin(feed(inbox, stdin));
+    let served = {
+        let running = async {
+            let outputs = async {
+                tokio::try_join!(
+                    pump_out(&mut stdout, outlet, Output::Data),
+                    pump_out(&mut stderr, outlet, Output::Error)
+                )
+            };
+            outputs.await?;
+            Ok(exit_of(child.wait().await))
+        };
+        tokio::select! {
+            exit = running => exit,
+            _ = inbox.ended() => Err(Gone),
+            never = async { tokio::join!(input.as_mut(), control(inbox, pid, None)).1 } => match never {},
+        }
     };
-    let served = tokio::select! {
-        exit = running => exit,
-        _ = inbox.ended() => Err(Gone),
-        never = async { tokio::join!(feed(inbox, stdin), control(inbox, pid, None)).1 } => match never {},
-    };
-    if served.is_err() {
-        // Its pipes are closed now; what it was sent before it still writes.
-        _ = tokio::time::timeout(FINISHING, child.wait()).await;
+    if served.is_ok() {
+        return served;
     }
-    served
+    // What it was sent before it still writes: all of it, if that has come to its end.
+    inbox.ended().await;
+    let rest = inbox.is_whole().then_some(input);
+    let finishing = async {
+        tokio::select! {
+            _ = child.wait() => {}
+            () = async { match rest { Some(input) => match input.await {}, None => std::future::pending().await } } => {}
+            never = throw_away(stdout, stderr) => match never {},
+        }
+    };
+    _ = tokio::time::timeout(FINISHING, finishing).await;
+    Err(Gone)
 }
 
 async fn serve_terminal(process: TerminalProcess, outlet: &Outlet) -> Result<Exit, Gone> {
@@ -90,12 +104,12 @@ fn watch(terminal: OwnedFd) -> io::Result<Arc<AsyncFd<OwnedFd>>> {
     AsyncFd::new(terminal).map(Arc::new)
 }
 
-async fn feed<W: AsyncWrite + Unpin>(inbox: &Inbox, writer: W) {
+async fn feed<W: AsyncWrite + Unpin>(inbox: &Inbox, writer: W) -> Infallible {
     pump_in(inbox, writer).await;
     std::future::pending().await
 }
 
-async fn control(inbox: &Inbox, pid: Option<Pid>, terminal: Option<&AsyncFd<OwnedFd>>) -> std::convert::Infallible {
+async fn control(inbox: &Inbox, pid: Option<Pid>, terminal: Option<&AsyncFd<OwnedFd>>) -> Infallible {
     loop {
         match inbox.next_control().await {
             Control::Resize(size) => {

@@ -6,8 +6,11 @@
 use super::backend::{Backend, Entered, Place, Refusal};
 use crate::{login::Terminal, store::UserRecord, workspace::Wish};
 use futures::FutureExt as _;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
+
+/// Time to find out whether a workspace runs; a connection's loop may stand still for that.
+const RUNNING_KNOWN: Duration = Duration::from_secs(5);
 
 /// The workspace of a connection.
 pub(super) struct Workplace {
@@ -21,12 +24,12 @@ pub(super) struct Workplace {
 struct View {
     /// The connection's own hold on it.
     place: Option<Box<dyn Place>>,
-    /// Sessions on their way in.
+    /// Those on their way in.
     entering: usize,
 }
 
-/// One session on its way in.
-struct OnTheWay<'a>(&'a watch::Sender<View>);
+/// One on the way in, until this is dropped: others wait for it instead of going themselves.
+pub(super) struct OnTheWay<'a>(&'a watch::Sender<View>);
 
 impl<'a> OnTheWay<'a> {
     fn new(view: &'a watch::Sender<View>) -> Self {
@@ -61,37 +64,63 @@ impl Workplace {
         Wish { name: self.name.clone(), image: None, need: None }
     }
 
-    /// Brings a session in.
-    pub(super) async fn enter(&self, wish: Wish, terminal: Option<&mut dyn Terminal>) -> Result<Entered, Refusal> {
-        let _on_the_way = OnTheWay::new(&self.view);
+    /// A session sets out. It has arrived when it has done what others wait for, and drops this.
+    pub(super) fn set_out(&self) -> OnTheWay<'_> {
+        OnTheWay::new(&self.view)
+    }
+
+    /// Brings in somebody who has set out.
+    pub(super) async fn enter(
+        &self,
+        _: &OnTheWay<'_>,
+        wish: Wish,
+        terminal: Option<&mut dyn Terminal>,
+    ) -> Result<Entered, Refusal> {
         let entered = self.backend.enter(&self.user, wish, terminal).await?;
-        self.view.send_modify(|view| view.place = Some(entered.place.another()));
+        self.hold(&*entered.place);
         Ok(entered)
     }
 
     /// Brings in something that is no session and cannot wish: joins the one there is, or the session on
     /// its way, or goes first.
     pub(super) async fn join(&self) -> Result<Box<dyn Place>, Refusal> {
-        let mut view = self.view.subscribe();
         loop {
             if let Some(place) = self.current() {
                 return Ok(place);
             }
-            if view.borrow_and_update().entering == 0 {
-                return Ok(self.enter(self.wish(), None).await?.place);
+            if !self.is_being_entered() {
+                return Ok(self.enter(&self.set_out(), self.wish(), None).await?.place);
             }
-            // The sender lives as long as `self`.
-            _ = view.changed().await;
+            self.settled().await;
         }
     }
 
+    /// The workspace if it runs, whether or not this connection is in it already; nothing is started.
+    pub(super) async fn join_running(&self) -> Option<Box<dyn Place>> {
+        if let Some(place) = self.current() {
+            return Some(place);
+        }
+        let place = tokio::time::timeout(RUNNING_KNOWN, self.backend.running(&self.user, &self.name)).await.ok()??;
+        self.hold(&*place);
+        Some(place)
+    }
+
+    /// Returns when nobody is on the way in.
+    pub(super) async fn settled(&self) {
+        // The sender lives as long as `self`.
+        _ = self.view.subscribe().wait_for(|view| view.entering == 0).await;
+    }
+
     /// The workspace, if this connection is in it and it runs.
-    pub(super) fn current(&self) -> Option<Box<dyn Place>> {
+    fn current(&self) -> Option<Box<dyn Place>> {
         self.view.borrow().place.as_ref().filter(|place| place.ended().now_or_never().is_none()).map(|it| it.another())
     }
 
-    /// Whether a session is on its way in.
-    pub(super) fn is_being_entered(&self) -> bool {
+    fn hold(&self, place: &dyn Place) {
+        self.view.send_modify(|view| view.place = Some(place.another()));
+    }
+
+    fn is_being_entered(&self) -> bool {
         self.view.borrow().entering > 0
     }
 }

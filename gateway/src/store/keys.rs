@@ -109,6 +109,7 @@ impl Store {
             .await?
             .rows_affected();
         transaction.commit().await?;
+        self.access_changed();
         if removed == 0 {
             return Err(StoreError::NotFound { kind: "key", name: fingerprint.into() });
         }

@@ -27,6 +27,7 @@ use std::{
     path::Path,
     time::Duration,
 };
+use tokio::sync::watch;
 
 /// What can go wrong with the database.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,8 @@ pub struct Store {
     /// One connection: SQLite has one writer.
     writer: SqlitePool,
     readers: SqlitePool,
+    /// Counts what may have taken somebody's right to be here.
+    access: watch::Sender<u64>,
 }
 
 impl Store {
@@ -85,7 +88,17 @@ impl Store {
         let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
         sqlx::migrate!("../migrations/sqlite/gateway").run(&writer).await?;
         let readers = SqlitePoolOptions::new().max_connections(8).connect_with(options.read_only(true)).await?;
-        Ok(Self { writer, readers })
+        Ok(Self { writer, readers, access: watch::Sender::default() })
+    }
+
+    /// Changes whenever somebody may have lost the right to be here: a user was disabled or removed, or a key was.
+    pub fn access_changes(&self) -> watch::Receiver<u64> {
+        self.access.subscribe()
+    }
+
+    /// Says so, once it is written down.
+    fn access_changed(&self) {
+        self.access.send_modify(|count| *count = count.wrapping_add(1));
     }
 
     /// A transaction that writes; nobody else writes until it ends.

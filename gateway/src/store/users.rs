@@ -146,6 +146,7 @@ impl Store {
             .fetch_optional(&mut *transaction)
             .await?;
         transaction.commit().await?;
+        self.access_changed();
         row.ok_or_else(|| no_user(&id.to_string()))?.try_into()
     }
 
@@ -217,7 +218,9 @@ impl Store {
             )));
         }
         sqlx::query("DELETE FROM users WHERE id = $1").bind(id).execute(&mut *transaction).await?;
-        Ok(transaction.commit().await?)
+        transaction.commit().await?;
+        self.access_changed();
+        Ok(())
     }
 }
 

@@ -76,8 +76,7 @@ impl Entering {
                     Place::Ready(ready) => *ready,
                     Place::Over => return Err(WorkspaceError::Internal),
                 };
-                let workspace = Arc::new(workspace);
-                Ok(Progress::Ready(Attached { presence, workspace, runtime: Arc::clone(&self.runtime) }))
+                Ok(Progress::Ready(Attached::new(presence, workspace, Arc::clone(&self.runtime))))
             }
         }
     }
@@ -106,6 +105,10 @@ pub struct Attached {
 }
 
 impl Attached {
+    pub(super) fn new(presence: Presence, workspace: Workspace, runtime: Arc<dyn Runtime>) -> Self {
+        Self { presence, workspace: Arc::new(workspace), runtime }
+    }
+
     /// A new connection to its agent.
     ///
     /// # Errors

@@ -147,12 +147,7 @@ impl Live {
             shared.stop = Some("something else was asked for".to_owned());
         }
         shared.adopted = false;
-        if shared.stop.is_none()
-            && let Some(running) = &mut shared.running
-        {
-            running.connections = running.connections.saturating_add(1);
-            let instance = Arc::clone(&running.instance);
-            let workspace = shared.show();
+        if let Some((instance, workspace)) = shared.attach() {
             drop(shared);
             self.wake.notify_one();
             let presence = Presence { live: Arc::clone(self), instance };
@@ -162,6 +157,16 @@ impl Live {
         drop(shared);
         self.wake.notify_one();
         Ok(Joined::Seated(Seat { live: Arc::clone(self), number, held: true }, steps))
+    }
+
+    /// Attaches to it if it runs, whatever it is made of; else changes nothing.
+    pub(super) fn attach(self: &Arc<Self>) -> Option<(Presence, Workspace)> {
+        let mut shared = self.lock();
+        let (instance, workspace) = shared.attach()?;
+        shared.adopted = false;
+        drop(shared);
+        self.wake.notify_one();
+        Some((Presence { live: Arc::clone(self), instance }, workspace))
     }
 
     /// Whether a login that names nothing can attach at once.
@@ -398,6 +403,14 @@ impl Live {
 }
 
 impl Shared {
+    /// Counts a connection if it runs.
+    fn attach(&mut self) -> Option<(Arc<Instance>, Workspace)> {
+        let running = self.running.as_mut().filter(|_| self.stop.is_none())?;
+        running.connections = running.connections.saturating_add(1);
+        let instance = Arc::clone(&running.instance);
+        Some((instance, self.show()))
+    }
+
     fn waits_for_nobody(&self) -> bool {
         self.record.life.state == State::Waiting && self.round.as_ref().is_none_or(|round| round.waiters == 0)
     }

@@ -149,6 +149,18 @@ impl Workspaces {
         Ok(Entering::new(joined, Arc::clone(&self.controller.runtime)))
     }
 
+    /// Attaches to a workspace if it runs now, whatever it is made of; none if it would have to be waited for.
+    ///
+    /// # Errors
+    /// When the name is none or the database fails.
+    pub async fn attach(&self, user: &UserRecord, name: &str) -> Result<Option<Attached>, WorkspaceError> {
+        check_name(name)?;
+        let record = self.controller.store.workspace(user.id, name).await?;
+        let attached = record.and_then(|record| self.controller.live(record.id)?.attach());
+        Ok(attached
+            .map(|(presence, workspace)| Attached::new(presence, workspace, Arc::clone(&self.controller.runtime))))
+    }
+
     /// Refuses what can never be; returns the profile the slice comes to.
     async fn check(&self, user: &UserRecord, choice: &Choice) -> Result<String, WorkspaceError> {
         let entry = self.controller.catalog.get_for(user, &choice.image).await.map_err(image_error)?;

@@ -93,13 +93,16 @@ impl Drop for Agent {
     }
 }
 
-/// `mlad`, built from this workspace.
+/// `mlad`: the one that `scripts/test` built, or built here from this workspace.
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(built) = std::env::var_os("MLAD_TEST_MLAD") {
+            return built.into();
+        }
         let folder = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned();
         let built = Command::new(env!("CARGO"))
-            .args(["build", "-q", "-p", "mlad", "--bin", "mlad"])
+            .args(["build", "-q", "--workspace", "--bin", "mlad"])
             .args(folder.ends_with("release").then_some("--release"))
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status()

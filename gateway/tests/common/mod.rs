@@ -3,17 +3,21 @@
 #![allow(dead_code, unused_imports, unreachable_pub, missing_docs, reason = "every test program uses its part")]
 
 mod agent;
+mod lobby;
 mod person;
+pub mod scripted;
 
 pub use agent::Agent;
+pub use lobby::Lobby;
 pub use person::{Outcome, Person, free_port};
+pub use scripted::Scripted;
 
 use async_trait::async_trait;
 use mlad::api::{NewKey, NewUser};
 use mlad_gateway::{
     config::Config,
     files::WorkerProcess,
-    login::Terminal,
+    login::{self, Terminal},
     runtime::RuntimeError,
     ssh::{self, Backend, Entered, Place, Refusal, SshState, Worker, WorkerKind},
     store::{Store, UserRecord},
@@ -23,7 +27,10 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tokio::{
     net::{TcpListener, UnixStream},
@@ -97,6 +104,19 @@ impl Site {
         self.store.add_key(user.id, &ssh::parse_key(&key).unwrap()).await.unwrap();
     }
 
+    /// From now on the agent of the workspaces is one that a test has written.
+    pub fn agent_is(&self, scripted: &Scripted) {
+        *self.backend.socket() = scripted.socket();
+    }
+
+    /// From now on people with a terminal come by the real login room: with its picker, unless `MLAD_IMAGE` says
+    /// which image.
+    pub async fn open_lobby(&self) -> &Lobby {
+        let lobby = Lobby::open(&self.path("lobby"), &self.store, self.backend.agent.socket()).await;
+        assert!(self.backend.lobby.set(lobby).is_ok());
+        self.backend.lobby.get().unwrap()
+    }
+
     /// A folder for a test's files.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -128,18 +148,34 @@ pub struct Stage {
     pub given_up: Arc<Mutex<usize>>,
     /// Cancelled when the workspace ends.
     pub ended: CancellationToken,
+    /// Whether the workspace runs: since somebody entered it.
+    pub runs: AtomicBool,
+    socket: Mutex<PathBuf>,
+    lobby: OnceLock<Lobby>,
 }
 
 impl Stage {
     fn new(agent: Agent) -> Self {
         Self {
+            socket: Mutex::new(agent.socket()),
             agent,
             ready: watch::Sender::new(true),
             wishes: Mutex::default(),
             refusal: Mutex::default(),
             given_up: Arc::default(),
             ended: CancellationToken::new(),
+            runs: AtomicBool::new(false),
+            lobby: OnceLock::new(),
         }
+    }
+
+    /// Where the agent of the workspaces is.
+    pub fn socket(&self) -> MutexGuard<'_, PathBuf> {
+        self.socket.lock().unwrap()
+    }
+
+    fn room(&self) -> Box<dyn Place> {
+        Box::new(Room { socket: self.socket().clone(), ended: self.ended.clone() })
     }
 
     async fn wait(&self) {
@@ -159,18 +195,32 @@ impl Stage {
 
 #[async_trait]
 impl Backend for Stage {
-    async fn enter(&self, _: &UserRecord, wish: Wish, terminal: Option<&mut dyn Terminal>) -> Result<Entered, Refusal> {
-        self.wishes.lock().unwrap().push(wish);
+    async fn enter(
+        &self,
+        user: &UserRecord,
+        wish: Wish,
+        terminal: Option<&mut dyn Terminal>,
+    ) -> Result<Entered, Refusal> {
+        self.wishes.lock().unwrap().push(wish.clone());
         let refusal = self.refusal.lock().unwrap().clone();
         if let Some(refusal) = refusal {
             return Err(refusal);
         }
         if let Some(terminal) = terminal {
+            if let Some(Lobby { workspaces, .. }) = self.lobby.get() {
+                let entered = login::enter_with_terminal(terminal, workspaces, user, wish).await;
+                let login::Entered { attached, typed } = entered.map_err(Refusal::from)?;
+                return Ok(Entered { place: Box::new(attached), typed });
+            }
             terminal.write(b"welcome\r\n").await.unwrap();
         }
         self.wait().await;
-        let place = Box::new(Room { socket: self.agent.socket(), ended: self.ended.clone() });
-        Ok(Entered { place, typed: Vec::new() })
+        self.runs.store(true, Ordering::Relaxed);
+        Ok(Entered { place: self.room(), typed: Vec::new() })
+    }
+
+    async fn running(&self, _: &UserRecord, _: &str) -> Option<Box<dyn Place>> {
+        self.runs.load(Ordering::Relaxed).then(|| self.room())
     }
 
     async fn sftp(&self, _: &UserRecord) -> Result<Worker, Refusal> {

@@ -60,6 +60,50 @@ async fn a_guest_too_many_is_turned_away_until_another_leaves() {
     timeout(SOON, in_again).await.unwrap();
 }
 
+/// All of one address are one source, also loopback's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_from_one_address_does_not_keep_others_out() {
+    let site = Site::with_settings("max_unauthenticated = 40").await;
+    let alice = site.person("alice").await;
+    // A quarter, and all of them are in when they are greeted.
+    let mut crowd = Vec::new();
+    for _ in 0..10 {
+        let mut guest = BufReader::new(TcpStream::connect(site.address).await.unwrap()).lines();
+        assert!(guest.next_line().await.unwrap().unwrap().starts_with("SSH-2.0-MLAD_"));
+        crowd.push(guest);
+    }
+    let mut surplus = BufReader::new(TcpStream::connect(site.address).await.unwrap()).lines();
+    let told = timeout(SOON, surplus.next_line()).await.unwrap().unwrap();
+    assert_eq!(told.as_deref(), Some("Too many connections from your address; try again in a moment"));
+    alice.ssh("true").await.exits(255);
+    alice.ssh_with(&["-b", "127.0.0.2"], &["true"]).await.success();
+    crowd.pop();
+    let in_again = async { while alice.ssh("true").await.code != 0 {} };
+    timeout(SOON, in_again).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn channels_of_a_user_are_limited_over_all_their_connections() {
+    let site = Site::with_settings("max_channels_per_user = 3").await;
+    let (alice, bob) = (site.person("alice").await, site.person("bob").await);
+    let mut sessions = Vec::new();
+    for _ in 0..3 {
+        let mut session = alice.start(&[], &["echo up; sleep 1000"]);
+        BufReader::new(session.stdout.as_mut().unwrap()).lines().next_line().await.unwrap().unwrap();
+        sessions.push(session);
+    }
+    let fourth = alice.ssh_with(&["-o", "LogLevel=INFO"], &["true"]).await.exits(255);
+    assert!(fourth.stderr.contains("open failed"), "{fourth:?}");
+    bob.ssh("true").await.success();
+    sessions.pop().unwrap().kill().await.unwrap();
+    let in_again = async { while alice.ssh("true").await.code != 0 {} };
+    timeout(SOON, in_again).await.unwrap();
+    // Listeners count: they hold a connection to the agent each.
+    let path = |name: &str| format!("{}:localhost:1", site.backend.agent.home().join(name).display());
+    let told = alice.ssh_with(&["-o", "LogLevel=INFO", "-R", &path("one"), "-R", &path("two")], &["true"]).await;
+    assert!(told.stderr.contains("remote port forwarding failed"), "{told:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_and_channels_of_a_user_are_limited() {
     let site = Site::with_settings("max_connections_per_user = 2\nmax_channels = 3").await;
@@ -76,9 +120,10 @@ async fn connections_and_channels_of_a_user_are_limited() {
         lines.next_line().await.unwrap();
         others.push((other, lines));
     }
-    let fourth = alice.ssh_with(&["-o", &control, "-o", "ControlMaster=no"], &["echo x"]).await;
-    assert!(fourth.stdout.is_empty() || fourth.code == 0);
-    assert!(fourth.stderr.contains("Resource shortage") || fourth.code != 0 || fourth.text() == "x", "{fourth:?}");
+    // Over this connection or not at all: the client would make another.
+    let fourth = alice.ssh_with(&["-o", &control, "-o", "ProxyCommand=false"], &["echo x"]).await.exits(255);
+    assert!(fourth.stdout.is_empty(), "{fourth:?}");
+    assert!(fourth.stderr.contains("open failed") || fourth.stderr.contains("refused"), "{fourth:?}");
     let second = alice.start(&[], &["echo up; sleep 1000"]);
     let mut second = second;
     BufReader::new(second.stdout.take().unwrap()).lines().next_line().await.unwrap();

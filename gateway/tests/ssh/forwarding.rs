@@ -9,7 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// A service that sends back what it gets, in capitals, and half-closes after the client.
 async fn shout<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(mut stream: S) {
@@ -19,7 +19,7 @@ async fn shout<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(mut stre
     let _ = stream.shutdown().await;
 }
 
-async fn tcp_service() -> u16 {
+pub(crate) async fn tcp_service() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -39,7 +39,7 @@ fn socket_service(path: &std::path::Path) {
     });
 }
 
-async fn talk<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(mut stream: S) -> String {
+pub(crate) async fn talk<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(mut stream: S) -> String {
     stream.write_all(b"hello").await.unwrap();
     stream.shutdown().await.unwrap();
     let mut answer = String::new();
@@ -48,7 +48,7 @@ async fn talk<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(mut strea
 }
 
 /// Connects as soon as somebody listens.
-async fn dial(port: u16) -> TcpStream {
+pub(crate) async fn dial(port: u16) -> TcpStream {
     let dialled = async {
         loop {
             match TcpStream::connect(("127.0.0.1", port)).await {
@@ -61,7 +61,7 @@ async fn dial(port: u16) -> TcpStream {
 }
 
 /// Returns when a listener is gone.
-async fn nobody_listens(port: u16) {
+pub(crate) async fn nobody_listens(port: u16) {
     let closed = async {
         while TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -119,6 +119,34 @@ async fn a_target_that_refuses_is_refused() {
     assert_eq!(through.text(), "WORD");
 }
 
+/// The client says no more and hears no more: it learns of the reset all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_is_reset_ends_the_connection() {
+    let site = Site::start().await;
+    let alice = site.person("alice").await;
+    let rude = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = rude.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = rude.accept().await {
+            stream.read_exact(&mut [0; 5]).await.unwrap();
+            rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+        }
+    });
+    let here = free_port();
+    let _ssh = forwarder(&alice, &["-L", &format!("{here}:localhost:{port}")]);
+    let mut stream = dial(here).await;
+    stream.write_all(b"hello").await.unwrap();
+    let heard = timeout(SOON, stream.read(&mut [0; 1])).await.expect("the end is heard");
+    assert!(matches!(heard, Ok(0) | Err(_)), "{heard:?}");
+    // And nobody takes what is said after that.
+    let refused = async {
+        while stream.write_all(b"x").await.is_ok() {
+            tokio::task::yield_now().await
+        }
+    };
+    timeout(SOON, refused).await.expect("the connection is over");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn remote_forwarding_brings_connections_home() {
     let site = Site::start().await;
@@ -165,21 +193,6 @@ async fn a_port_of_the_servers_choice_is_told_and_can_be_cancelled() {
     let target = format!("127.0.0.1:{taken}:localhost:{service}");
     let refused = alice.ssh_with(&["-o", &control, "-O", "forward", "-R", &target], &[]).await;
     assert_ne!(refused.code, 0, "{refused:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_listener_that_cannot_be_is_told_of_before_the_command() {
-    let site = Site::start().await;
-    let alice = site.person("alice").await;
-    let holder = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let taken = holder.local_addr().unwrap().port();
-    let told = alice.ssh_with(&["-R", &format!("127.0.0.1:{taken}:localhost:1")], &["echo runs"]).await.success();
-    assert_eq!(told.text(), "runs");
-    assert!(
-        told.stderr.starts_with(&format!("mlad: nothing listens on 127.0.0.1:{taken} in the workspace")),
-        "{}",
-        told.stderr
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,13 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod access;
 mod door;
 mod enrolment;
 mod forwarding;
+mod hostile_agent;
+mod hostile_client;
+mod listening;
+mod picker;
 mod sessions;
+mod subsystems;

@@ -248,6 +248,25 @@ impl Stream {
     pub fn hang_up(&self) -> io::Result<HangUp> {
         HangUp::of(&self.stream)
     }
+
+    /// The peer, for who may have to watch it once the stream itself is in other hands. Costs no descriptor yet.
+    pub fn peer(&self) -> Peer {
+        Peer(Arc::clone(&self.stream))
+    }
+}
+
+/// The far end of a connection.
+#[derive(Debug, Clone)]
+pub struct Peer(Arc<UnixStream>);
+
+impl Peer {
+    /// Watches for its closing of the whole connection.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn hang_up(&self) -> io::Result<HangUp> {
+        HangUp::of(&self.0)
+    }
 }
 
 impl AsyncRead for Stream {
@@ -304,8 +323,9 @@ impl AsyncWrite for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::{Open, Request};
+    use crate::channel::{MAX_FRAME, Open, Request};
     use bytes::Bytes;
+    use proptest::prelude::*;
     use std::io::{Read as _, Write as _};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -349,5 +369,102 @@ mod tests {
         text.clear();
         theirs.read_to_string(&mut text).await.unwrap();
         assert_eq!(text, "answer");
+    }
+
+    /// What a peer says, in pieces of any size, until it closes.
+    async fn read_all(bytes: &[u8], piece: usize) -> (usize, io::Result<()>) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(ours, false);
+        let say = async {
+            for piece in bytes.chunks(piece.max(1)) {
+                if theirs.write_all(piece).await.is_err() {
+                    return;
+                }
+            }
+            let _ = theirs.shutdown().await;
+        };
+        let hear = async {
+            let mut frames = 0;
+            loop {
+                match connection.reader.read().await {
+                    Ok(Some(_)) => frames += 1,
+                    end => return (frames, end.map(drop)),
+                }
+                // Of whatever comes, a frame is held and what was read behind it.
+                assert!(connection.reader.buffer.len() <= MAX_FRAME + 4 + READ_SIZE);
+            }
+        };
+        tokio::select! {
+            heard = hear => heard,
+            heard = async { say.await; std::future::pending().await } => heard,
+        }
+    }
+
+    /// Bytes that are frames, nearly frames, and none at all.
+    fn hostile() -> impl Strategy<Value = Vec<u8>> {
+        let framed =
+            (0u8..20, proptest::collection::vec(any::<u8>(), 0..64), -2i32..3).prop_map(|(kind, rest, off)| {
+                let length = (rest.len() as i32 + 1 + off).max(0) as u32;
+                [&length.to_be_bytes()[..], &[kind], &rest].concat()
+            });
+        let frame = proptest::sample::select(vec![
+            Frame::Opened { port: 7 },
+            Frame::Success,
+            Frame::Data(Bytes::from_static(b"data")),
+            Frame::WindowAdjust { bytes: u32::MAX },
+            Frame::Incoming { ticket: 1, originator: "x".into(), originator_port: 2 },
+        ]);
+        let good = frame.prop_map(|frame| {
+            let mut bytes = BytesMut::new();
+            frame.encode(&mut bytes);
+            bytes.to_vec()
+        });
+        let noise = proptest::collection::vec(any::<u8>(), 0..32);
+        let part = prop_oneof![4 => good, 2 => framed, 1 => noise];
+        proptest::collection::vec(part, 0..12).prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        /// The gateway's side of an agent that says whatever it likes.
+        #[test]
+        fn whatever_a_container_says_is_frames_and_then_an_end(bytes in hostile(), piece in 1usize..40) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let (frames, end) = runtime.block_on(read_all(&bytes, piece));
+            // The same as if it had come at once.
+            let (mut rest, mut expected) = (BytesMut::from(&bytes[..]), 0);
+            let last = loop {
+                match Frame::decode(&mut rest) {
+                    Ok(Some(_)) => expected += 1,
+                    Ok(None) => break rest.is_empty(),
+                    Err(_) => break false,
+                }
+            };
+            prop_assert_eq!((frames, end.is_ok()), (expected, last));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_frame_that_is_announced_too_large_is_not_waited_for() {
+        let mut bytes = (MAX_FRAME as u32 + 1).to_be_bytes().to_vec();
+        bytes.resize(1 << 20, 0);
+        let (frames, end) = read_all(&bytes, 1000).await;
+        assert_eq!((frames, end.unwrap_err().kind()), (0, io::ErrorKind::InvalidData));
+    }
+
+    /// An open file shares its flags with whoever sent it.
+    #[tokio::test]
+    async fn descriptors_that_a_container_sends_are_not_taken() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut gateway = Connection::new(ours, false);
+        let mut agent = Connection::new(theirs, true);
+        let (mut read, write) = std::io::pipe().unwrap();
+        agent.writer.write_with_descriptors(&Frame::Success, &[write.as_fd()]).await.unwrap();
+        drop((write, agent));
+        assert_eq!(gateway.reader.read().await.unwrap(), Some(Frame::Success));
+        assert!(gateway.reader.take_descriptors().is_empty());
+        // Nobody holds the other end.
+        let mut text = String::new();
+        read.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "");
     }
 }

@@ -11,7 +11,7 @@ mod codec;
 mod connection;
 
 pub use codec::{DecodeError, Exit, Frame, MAX_FRAME, Open, PtySize, Request, VERSION, WINDOW};
-pub use connection::{Connection, ConnectionReader, ConnectionWriter, HangUp, MAX_DESCRIPTORS, Stream, register};
+pub use connection::{Connection, ConnectionReader, ConnectionWriter, HangUp, MAX_DESCRIPTORS, Peer, Stream, register};
 
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf};

@@ -75,7 +75,8 @@ async fn sigterm_warns_the_job_and_gives_it_time() {
 #[tokio::test]
 async fn a_job_that_will_not_end_is_killed_after_its_grace() {
     let script = "trap '' TERM HUP; echo $$; while :; do sleep 0.01; done";
-    let mut agent = Agent::builder().job(&["sh", "-c", script]).start().await;
+    let hasty = |config: &mut mlad::channel::AgentConfig| config.job.as_mut().unwrap().grace_seconds = 1;
+    let mut agent = Agent::builder().job(&["sh", "-c", script]).change(hasty).start().await;
     let log = agent.home("jobs/1/log");
     until("the start", || std::fs::read_to_string(&log).is_ok_and(|log| log.ends_with('\n'))).await;
     agent.signal(Signal::TERM);

@@ -1,0 +1,97 @@
+//! Who may not be here any more is not: connections end when their user or key is taken away.
+
+use super::common::{Outcome, Person, Site};
+use std::time::Duration;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::Child,
+    time::timeout,
+};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A connection that sessions share, with one that runs.
+struct Master {
+    control: String,
+    process: Child,
+}
+
+impl Master {
+    async fn open(person: &Person, name: &str, options: &[&str]) -> Self {
+        let control = format!("ControlPath={}", person.path(name).display());
+        let mut process = person.start(&[&["-o", &control, "-M"], options].concat(), &["echo up; sleep 1000"]);
+        let mut lines = BufReader::new(process.stdout.as_mut().unwrap()).lines();
+        // A terminal is greeted first.
+        let up = async { while lines.next_line().await.unwrap().expect("it is let in").trim_end() != "up" {} };
+        timeout(SOON, up).await.unwrap();
+        Self { control, process }
+    }
+
+    async fn session(&self, person: &Person) -> Outcome {
+        // Over this connection or not at all.
+        person.ssh_with(&["-o", &self.control, "-o", "ProxyCommand=false"], &["echo in"]).await
+    }
+
+    /// Waits until the connection ends; what its person is told.
+    async fn ended(self) -> String {
+        let ended = timeout(SOON, self.process.wait_with_output()).await.expect("the connection ends");
+        Outcome::from(ended.unwrap()).exits(255).stderr
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disabling_a_user_ends_their_connections_and_nobody_elses() {
+    let site = Site::start().await;
+    let (alice, bob) = (site.person("alice").await, site.person("bob").await);
+    let user = site.store.user_by_name("alice").await.unwrap();
+    let (first, second) = (Master::open(&alice, "first", &[]).await, Master::open(&alice, "second", &["-tt"]).await);
+    let other = Master::open(&bob, "control", &[]).await;
+    assert_eq!(first.session(&alice).await.success().text(), "in");
+    site.store.set_user_enabled(user.id, false).await.unwrap();
+    for master in [first, second] {
+        let told = master.ended().await;
+        assert!(told.contains("alice may not log in any more; ask an administrator"), "{told}");
+    }
+    alice.ssh("true").await.exits(255);
+    assert_eq!(other.session(&bob).await.success().text(), "in");
+    // And comes back.
+    site.store.set_user_enabled(user.id, true).await.unwrap();
+    let again = Master::open(&alice, "again", &[]).await;
+    assert_eq!(again.session(&alice).await.success().text(), "in");
+    assert_eq!(other.session(&bob).await.success().text(), "in");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removing_a_key_ends_the_connections_it_let_in() {
+    let site = Site::start().await;
+    let alice = site.person("alice").await;
+    let user = site.store.user_by_name("alice").await.unwrap();
+    let laptop = site.stranger("laptop");
+    site.give_key(&user, &laptop).await;
+    let (kept, lost) = (Master::open(&alice, "control", &[]).await, Master::open(&laptop, "control", &[]).await);
+    let line = mlad::api::NewKey { public_key: laptop.public_key(), label: None };
+    let key = mlad_gateway::ssh::parse_key(&line).unwrap();
+    site.store.remove_key(user.id, &key.fingerprint).await.unwrap();
+    let told = lost.ended().await;
+    assert!(told.contains(&format!("the key {} was removed", key.fingerprint)), "{told}");
+    assert_eq!(kept.session(&alice).await.success().text(), "in");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removing_a_user_ends_their_connections() {
+    let site = Site::start().await;
+    let alice = site.person("alice").await;
+    let user = site.store.user_by_name("alice").await.unwrap();
+    // One without a session, too.
+    let mark = alice.path("in");
+    let told = format!("LocalCommand=touch {}", mark.display());
+    let mut idle = alice.start(&["-N", "-o", "PermitLocalCommand=yes", "-o", &told], &[]);
+    while !mark.exists() {
+        tokio::task::yield_now().await;
+    }
+    let master = Master::open(&alice, "control", &[]).await;
+    site.store.remove_user(user.id).await.unwrap();
+    let told = master.ended().await;
+    assert!(told.contains("was removed; log in with another, or ask an administrator"), "{told}");
+    assert_eq!(timeout(SOON, idle.wait()).await.unwrap().unwrap().code(), Some(255));
+}
