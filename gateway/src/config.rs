@@ -106,6 +106,8 @@ pub struct Ssh {
     pub max_connections_per_user: usize,
     /// Channels of one connection at once.
     pub max_channels: usize,
+    /// Channels and listeners of one user at once, on all connections together.
+    pub max_channels_per_user: usize,
     /// Failed tries of one connection.
     pub max_tries: usize,
     /// Enrolment codes one address may try in a minute.
@@ -124,6 +126,7 @@ impl Default for Ssh {
             max_unauthenticated: 200,
             max_connections_per_user: 100,
             max_channels: 64,
+            max_channels_per_user: 256,
             max_tries: 6,
             enrolment_tries_per_minute: 6,
             keepalive_seconds: 60,
@@ -395,12 +398,19 @@ impl Config {
     /// Reads and checks a file. Relative paths in it are relative to its folder.
     ///
     /// # Errors
-    /// When it cannot be read, is not TOML, has an unknown key, or a value is out of bounds; the message
-    /// names file, line and key.
+    /// When it cannot be read, is not TOML, has an unknown key, a value is out of bounds, or a program that is
+    /// named is not there; the message names file, line and key.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text =
             std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
-        let mut config: Self = toml::from_str(&text)
+        let config = Self::parse(&text, path)?;
+        check::there(&config).map_err(|wrong| wrong.in_file(path, &text))?;
+        Ok(config)
+    }
+
+    /// What the text of the file `path` says, without a look at what its paths name.
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let mut config: Self = toml::from_str(text)
             .map_err(|error| ConfigError::Parse { path: path.to_path_buf(), message: error.to_string() })?;
         let folder = std::path::absolute(path)
             .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?
@@ -408,12 +418,7 @@ impl Config {
             .map(Path::to_path_buf)
             .unwrap_or_default();
         config.resolve_paths(&folder);
-        check::check(&config).map_err(|check::Wrong { key, message }| ConfigError::Value {
-            path: path.to_path_buf(),
-            line: check::line_of(&text, key),
-            key,
-            message,
-        })?;
+        check::check(&config).map_err(|wrong| wrong.in_file(path, text))?;
         Ok(config)
     }
 

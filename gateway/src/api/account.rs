@@ -2,7 +2,7 @@
 
 use super::{
     Rooms,
-    caller::{Account, Body, Named},
+    caller::{Account, Body, Holder, Named},
     failure::{Answer, Failure},
 };
 use crate::{ssh::parse_key, store::UserRecord};
@@ -32,19 +32,23 @@ async fn list_keys(State(state): State<Rooms>, me: Account) -> Answer<Json<Vec<S
     Ok(Json(state.store.keys_of(me.user.id).await?))
 }
 
-/// Adds an SSH key of the caller.
+/// Adds an SSH key of the caller. An administrator does this outside containers only.
 #[utoipa::path(post, path = "/v1/keys", tag = "account", request_body = NewKey, responses((status = 201, body = SshKey)))]
 async fn add_key(
     State(state): State<Rooms>,
-    me: Account,
+    Holder(me): Holder,
     Body(key): Body<NewKey>,
 ) -> Answer<(StatusCode, Json<SshKey>)> {
     put_key(&state, &me.identity.user, &me.user, &key).await
 }
 
-/// Removes an SSH key of the caller.
+/// Removes an SSH key of the caller. An administrator does this outside containers only.
 #[utoipa::path(delete, path = "/v1/keys/{fingerprint}", tag = "account", params(("fingerprint" = String, Path)), responses((status = 204)))]
-async fn remove_key(State(state): State<Rooms>, me: Account, Named(fingerprint): Named<String>) -> Answer<StatusCode> {
+async fn remove_key(
+    State(state): State<Rooms>,
+    Holder(me): Holder,
+    Named(fingerprint): Named<String>,
+) -> Answer<StatusCode> {
     take_key(&state, &me.identity.user, &me.user, &fingerprint).await
 }
 
@@ -54,19 +58,20 @@ async fn list_tokens(State(state): State<Rooms>, me: Account) -> Answer<Json<Vec
     Ok(Json(state.store.tokens(me.user.id).await?))
 }
 
-/// Makes a token of the caller; its secret is in this answer alone.
+/// Makes a token of the caller; its secret is in this answer alone. An administrator does this outside containers
+/// only.
 #[utoipa::path(post, path = "/v1/tokens", tag = "account", request_body = NewToken, responses((status = 201, body = Token)))]
 async fn add_token(
     State(state): State<Rooms>,
-    me: Account,
+    Holder(me): Holder,
     Body(token): Body<NewToken>,
 ) -> Answer<(StatusCode, Json<Token>)> {
     put_token(&state, &me.identity.user, &me.user, &token).await
 }
 
-/// Revokes a token of the caller.
+/// Revokes a token of the caller. An administrator does this outside containers only.
 #[utoipa::path(delete, path = "/v1/tokens/{id}", tag = "account", params(("id" = i64, Path)), responses((status = 204)))]
-async fn remove_token(State(state): State<Rooms>, me: Account, Named(id): Named<i64>) -> Answer<StatusCode> {
+async fn remove_token(State(state): State<Rooms>, Holder(me): Holder, Named(id): Named<i64>) -> Answer<StatusCode> {
     take_token(&state, &me.identity.user, &me.user, id).await
 }
 

@@ -14,8 +14,8 @@ use crate::{
 };
 use axum::{Json, extract::State, http::StatusCode};
 use mlad::api::{
-    AuditList, ErrorCode, Image, ImageList, Invite, Lease, NewImage, NewInvite, NewKey, NewToken, NewUser, Quota, Role,
-    SshKey, Token, User, UserChange, UserList,
+    AuditList, ErrorCode, Image, ImageList, Invite, JobState, Lease, NewImage, NewInvite, NewKey, NewToken, NewUser,
+    Quota, Role, SshKey, Token, User, UserChange, UserList,
 };
 use serde::Deserialize;
 use std::{io, sync::Arc, time::Duration};
@@ -43,6 +43,7 @@ pub(super) fn routes() -> OpenApiRouter<Rooms> {
         .routes(routes!(add_invite))
         .routes(routes!(list_all_images, add_image))
         .routes(routes!(remove_image))
+        .routes(routes!(restore_image))
         .routes(routes!(reload_images))
         .routes(routes!(list_all_leases))
         .routes(routes!(revoke_lease))
@@ -244,25 +245,42 @@ async fn add_image(
         allowed_users: Vec::new(),
     };
     state.catalog.add(&entry).await?;
-    // Whether the engine has it is told if the engine answers: the entry stands in either case.
+    Ok((StatusCode::CREATED, Json(shown(&state, entry).await)))
+}
+
+/// An entry that has just changed. Whether the engine has its image is told if the engine answers: the change
+/// stands in either case.
+async fn shown(state: &Rooms, entry: CatalogEntry) -> Image {
     let digest = state.runtime.image_present(&entry.reference).await.unwrap_or(None);
-    let image = Image {
+    Image {
         name: entry.name,
         reference: entry.reference,
         available: digest.is_some(),
         digest,
         description: entry.description,
         min_gpu_memory_mib: entry.min_gpu_memory_mib,
-    };
-    Ok((StatusCode::CREATED, Json(image)))
+    }
 }
 
-/// Takes an image out of the catalog. The engine keeps it, and what runs goes on.
+/// Takes an image out of the catalog: one that was added is forgotten, one of `catalog.toml` is hidden until it
+/// is restored. The engine keeps it, and what runs goes on.
 #[utoipa::path(delete, path = "/v1/admin/images/{name}", tag = "admin", params(("name" = String, Path)), responses((status = 204)))]
 async fn remove_image(State(state): State<Rooms>, Admin(by): Admin, Named(name): Named<String>) -> Answer<StatusCode> {
     state.store.audit(&by.user, "image.remove", &name, None).await?;
     state.catalog.remove(&name).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Lets what `catalog.toml` says of an image hold again, after it was replaced or taken out.
+#[utoipa::path(post, path = "/v1/admin/images/{name}/restore", tag = "admin", params(("name" = String, Path)), responses((status = 200, body = Image)))]
+async fn restore_image(
+    State(state): State<Rooms>,
+    Admin(by): Admin,
+    Named(name): Named<String>,
+) -> Answer<Json<Image>> {
+    state.store.audit(&by.user, "image.restore", &name, None).await?;
+    let entry = state.catalog.restore(&name).await?;
+    Ok(Json(shown(&state, entry).await))
 }
 
 /// Reads `catalog.toml` again.
@@ -289,13 +307,16 @@ async fn revoke_lease(
     state.store.audit(&by.user, "lease.revoke", &workload, None).await?;
     match owner_of(&state, &workload).await? {
         Owner::Job(name) => drop(state.jobs.revoke(name.job, &by.user).await?),
+        Owner::Waiting(_) => {
+            return Err(Failure::not_found("lease", &workload).hint("it waits for one; `mlad admin stop` ends it"));
+        }
         Owner::Workspace => drop(state.workspaces.stop_workload(&workload, &by.user).await?),
         Owner::Nobody => free(&state, &workload, &by.user).await?,
     }
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Ends a workload now: a workspace is stopped, a job cancelled.
+/// Ends a workload now: a workspace is stopped, a job cancelled, also one that waits for its slice.
 #[utoipa::path(post, path = "/v1/admin/workloads/{workload}/stop", tag = "admin", params(("workload" = String, Path)), responses((status = 204)))]
 async fn stop_workload(
     State(state): State<Rooms>,
@@ -304,7 +325,7 @@ async fn stop_workload(
 ) -> Answer<StatusCode> {
     state.store.audit(&by.user, "workload.stop", &workload, None).await?;
     match owner_of(&state, &workload).await? {
-        Owner::Job(name) => drop(state.jobs.cancel(name.job, &by.user).await?),
+        Owner::Job(name) | Owner::Waiting(name) => drop(state.jobs.cancel(name.job, &by.user).await?),
         Owner::Workspace => drop(state.workspaces.stop_workload(&workload, &by.user).await?),
         Owner::Nobody => free(&state, &workload, &by.user).await?,
     }
@@ -314,6 +335,8 @@ async fn stop_workload(
 /// Who answers for a workload.
 enum Owner {
     Job(AttemptName),
+    /// A job, and this is the attempt it waits to make.
+    Waiting(AttemptName),
     Workspace,
     /// No controller knows it any more, but a container or lease of that name is there.
     Nobody,
@@ -323,6 +346,7 @@ async fn owner_of(state: &Rooms, workload: &str) -> Answer<Owner> {
     if let Ok(name) = workload.parse::<AttemptName>() {
         match state.jobs.record(name.job).await {
             Ok(job) if job.current() == Some(name) && job.life.has_attempt() => return Ok(Owner::Job(name)),
+            Ok(job) if job.next() == name && job.life.state == JobState::Queued => return Ok(Owner::Waiting(name)),
             Ok(_) | Err(crate::job::JobError::Store(StoreError::NotFound { .. })) => {}
             Err(error) => return Err(error.into()),
         }
@@ -337,7 +361,7 @@ async fn owner_of(state: &Rooms, workload: &str) -> Answer<Owner> {
     if leased || state.runtime.inspect(workload).await?.is_some() {
         return Ok(Owner::Nobody);
     }
-    Err(Failure::not_found("workload", workload).hint("`mlad admin lease ls` lists those that hold a lease"))
+    Err(Failure::not_found("workload", workload).hint("`mlad who` lists those that hold a slice or wait for one"))
 }
 
 /// Ends what nobody answers for, and then frees its slice.

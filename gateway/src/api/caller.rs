@@ -24,6 +24,10 @@ pub(super) struct Account {
     pub(super) identity: Identity,
 }
 
+/// A caller who may change what lets somebody in as them: their keys and tokens.
+#[derive(Debug, Clone)]
+pub(super) struct Holder(pub(super) Account);
+
 /// A caller who may do everything.
 #[derive(Debug, Clone)]
 pub(super) struct Admin(pub(super) Identity);
@@ -61,6 +65,22 @@ impl FromRequestParts<Rooms> for Account {
                 .hint("log in as a user: ssh mlad@server mlad …"));
         }
         account(state, identity).await
+    }
+}
+
+impl FromRequestParts<Rooms> for Holder {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Rooms) -> Result<Self, Failure> {
+        let account = Account::from_request_parts(parts, state).await?;
+        // A key or token has its owner's rights everywhere: by one of an administrator's, whatever runs in their
+        // container would have them too.
+        if account.identity.workload.is_some() && account.user.role == Role::Admin {
+            let message = "an administrator's keys and tokens cannot be changed from a container";
+            return Err(Failure::new(ErrorCode::Denied, message)
+                .hint("use `ssh mlad@server mlad key …` or `ssh mlad@server mlad token …`"));
+        }
+        Ok(Self(account))
     }
 }
 

@@ -126,7 +126,10 @@ impl From<FilesError> for Failure {
             FilesError::Path { source, path } if source.kind() == std::io::ErrorKind::NotFound => {
                 Self::not_found("file", path.display())
             }
-            FilesError::Path { .. } | FilesError::Refused { .. } => Self::new(ErrorCode::NotFound, message),
+            FilesError::Path { .. } => Self::new(ErrorCode::NotFound, message),
+            FilesError::Refused { .. } => {
+                Self::new(ErrorCode::NotFound, message).hint("put a file or folder of your own in its place")
+            }
             FilesError::Bound { .. } => {
                 Self::new(ErrorCode::Conflict, message).hint("fetch them by sftp, or pack them into one file")
             }

@@ -16,7 +16,7 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::TryStreamExt as _;
 use mlad::api::{ErrorCode, Identity, Job, JobId, JobList, JobSpec, JobState, JobSubmitted};
 use serde::Deserialize;
 use std::{io, time::Duration};
@@ -29,6 +29,8 @@ const LIST: u32 = 100;
 const MAX_LIST: u32 = 1000;
 /// Longest wait of one call, in seconds: callers ask again.
 const MAX_WAIT: u64 = 60;
+/// Largest offset into a file: the kernel knows none beyond.
+const MAX_OFFSET: u64 = i64::MAX.unsigned_abs();
 
 pub(super) fn routes() -> OpenApiRouter<Rooms> {
     OpenApiRouter::new()
@@ -72,7 +74,7 @@ struct WaitQuery {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct LogQuery {
-    /// Byte to begin with; 0 if absent.
+    /// Byte to begin with, at most 2⁶³ − 1; 0 if absent.
     #[serde(default)]
     offset: u64,
     /// Whether to go on until the job has ended.
@@ -240,18 +242,14 @@ async fn get_job_log(
     Asked(query): Asked<LogQuery>,
 ) -> Answer<Response> {
     let record = visible(&state, &caller, id).await?;
-    let owner = state.store.user_by_id(record.user_id).await?;
-    let mut pieces = Box::pin(state.jobs.log(owner, record, query.offset, query.follow));
-    if query.follow {
-        return Ok(octets(HttpBody::from_stream(pieces.map_err(broken))));
+    if query.offset > MAX_OFFSET {
+        let message = format!("no log has a byte {}: the offset is at most {MAX_OFFSET}", query.offset);
+        return Err(Failure::new(ErrorCode::BadRequest, message));
     }
-    // So that a log that cannot be read is an answer and not a broken connection.
-    let first = stream::iter(pieces.try_next().await?.map(Ok));
-    Ok(octets(HttpBody::from_stream(first.chain(pieces.map_err(broken)))))
-}
-
-fn octets(body: HttpBody) -> Response {
-    ([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response()
+    let owner = state.store.user_by_id(record.user_id).await?;
+    let pieces = state.jobs.log(owner, record, query.offset, query.follow).await?;
+    let body = HttpBody::from_stream(pieces.map_err(broken));
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response())
 }
 
 fn broken(error: JobError) -> io::Error {

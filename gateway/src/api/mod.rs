@@ -54,7 +54,7 @@ pub struct Rooms {
     pub workspaces: Workspaces,
     /// The controller of jobs.
     pub jobs: Jobs,
-    /// Who may count checksums now.
+    /// Who may list files now.
     pub(crate) listings: Turns,
 }
 

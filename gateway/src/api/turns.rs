@@ -1,4 +1,4 @@
-//! One at a time for every user: for calls that read a lot.
+//! One at a time for every user: for calls that look at a lot.
 
 use std::{
     collections::HashMap,

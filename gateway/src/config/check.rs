@@ -1,7 +1,7 @@
-//! Which values the settings may have: bounds, and what contradicts what. Pure.
+//! Which values the settings may have: bounds, and what contradicts what. Pure, but for [`there`].
 
-use super::{Config, GpuBinding};
-use std::ops::RangeInclusive;
+use super::{Config, ConfigError, GpuBinding};
+use std::{ops::RangeInclusive, path::Path};
 use toml::de::{DeTable, DeValue};
 
 /// A value that cannot be.
@@ -11,6 +11,14 @@ pub(super) struct Wrong {
     pub(super) key: &'static str,
     /// What is wrong with it and what would be right.
     pub(super) message: String,
+}
+
+impl Wrong {
+    /// As the error of the file `path` with this text.
+    pub(super) fn in_file(self, path: &Path, text: &str) -> ConfigError {
+        let Self { key, message } = self;
+        ConfigError::Value { path: path.to_path_buf(), line: line_of(text, key), key, message }
+    }
 }
 
 /// Longest path of the run folder: what lies below it must fit into a Unix socket's address (107 bytes).
@@ -27,6 +35,14 @@ pub(super) fn check(config: &Config) -> Result<(), Wrong> {
     jobs(config)?;
     containers(config)?;
     allocator(config)
+}
+
+/// Whether what cannot be made by the gateway itself is there.
+pub(super) fn there(config: &Config) -> Result<(), Wrong> {
+    let agent = &config.agent_binary;
+    holds("agent_binary", agent.is_file(), || {
+        format!("{} is not there; build the static mlad (scripts/quickstart shows how)", agent.display())
+    })
 }
 
 fn folders(config: &Config) -> Result<(), Wrong> {
@@ -59,6 +75,7 @@ fn ssh(config: &Config) -> Result<(), Wrong> {
     within("ssh.max_unauthenticated", ssh.max_unauthenticated, 1..=100_000)?;
     within("ssh.max_connections_per_user", ssh.max_connections_per_user, 1..=100_000)?;
     within("ssh.max_channels", ssh.max_channels, 1..=1024)?;
+    within("ssh.max_channels_per_user", ssh.max_channels_per_user, 1..=100_000)?;
     within("ssh.max_tries", ssh.max_tries, 1..=100)?;
     within("ssh.enrolment_tries_per_minute", ssh.enrolment_tries_per_minute, 1..=1000)?;
     within("ssh.keepalive_seconds", ssh.keepalive_seconds, 1..=DAY)
@@ -139,7 +156,7 @@ fn holds(key: &'static str, right: bool, message: impl FnOnce() -> String) -> Re
 }
 
 /// The line, from 1, on which a dotted key stands; none if it does not, and its default is what is wrong.
-pub(super) fn line_of(text: &str, key: &str) -> Option<usize> {
+fn line_of(text: &str, key: &str) -> Option<usize> {
     let document = DeTable::parse(text).ok()?;
     let mut table = document.get_ref();
     let mut parts = key.split('.').peekable();

@@ -6,10 +6,21 @@ const REQUIRED: &str = "data_directory = '/var/lib/mlad'\nrun_directory = '/run/
 const DEFAULT: &str = include_str!("../../../config/default.toml");
 
 fn read(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("/etc/mlad/gateway.toml"))
+}
+
+#[test]
+fn a_program_that_is_not_there_is_named_with_file_key_and_line() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("gateway.toml");
-    std::fs::write(&path, text).unwrap();
-    Config::read(&path)
+    std::fs::write(&path, "data_directory = 'd'\nrun_directory = '/run/x'\nagent_binary = 'mlad'\ncatalog = 'c'\n")
+        .unwrap();
+    let message = Config::read(&path).unwrap_err().to_string();
+    let missing = folder.path().join("mlad");
+    assert!(message.contains("gateway.toml:3: agent_binary: "), "{message}");
+    assert!(message.contains(&format!("{} is not there", missing.display())), "{message}");
+    std::fs::write(&missing, "").unwrap();
+    Config::read(&path).unwrap();
 }
 
 #[test]
@@ -92,17 +103,14 @@ fn what_is_wrong_is_named_with_file_key_and_line() {
 
 #[test]
 fn relative_paths_lie_beside_the_file() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("gateway.toml");
     let text = "data_directory = 'data'\nrun_directory = '/run/x'\nagent_binary = '../mlad'\ncatalog = 'c.toml'\n\
                 [files]\nworker_binary = 'worker'\n[allocator]\nnvml_library = 'nvml.so'\n";
-    std::fs::write(&path, text).unwrap();
-    let config = Config::read(&path).unwrap();
-    assert_eq!(config.data_directory, folder.path().join("data"));
-    assert_eq!(config.agent_binary, folder.path().join("../mlad"));
+    let config = read(text).unwrap();
+    assert_eq!(config.data_directory, Path::new("/etc/mlad/data"));
+    assert_eq!(config.agent_binary, Path::new("/etc/mlad/../mlad"));
     assert_eq!(config.run_directory, Path::new("/run/x"));
-    assert_eq!(config.files.worker_binary, Some(folder.path().join("worker")));
-    assert_eq!(config.allocator.nvml_library, Some(folder.path().join("nvml.so")));
+    assert_eq!(config.files.worker_binary, Some("/etc/mlad/worker".into()));
+    assert_eq!(config.allocator.nvml_library, Some("/etc/mlad/nvml.so".into()));
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! * [`spawn_sftp`], [`spawn_scp`], [`spawn_mlad`] start a worker: a child process with the user's uid that
 //!   the kernel holds in a [`Jail`] (mount namespace, no capabilities, Landlock).
 //! * [`ensure_home`] makes a home.
-//! * [`open_in_home`], [`list_in_home`], [`checksum`] read in a home from the gateway, which is root, safely.
+//! * [`open_in_home`], [`list_in_home`], [`last_folder_in_home`] read in a home from the gateway, which is root,
+//!   safely; [`write_in_home`] writes there as the user.
 //! * [`worker`] is the process side: `main` calls [`worker::main`] before anything else.
 
 mod home;
@@ -13,11 +14,13 @@ mod process;
 mod reading;
 mod scp_command;
 pub mod worker;
+mod writing;
 
 pub use home::ensure_home;
 pub use jail::{Jail, Project};
 pub use process::{TerminalProcess, WORKER, WorkerProcess, spawn_mlad, spawn_mlad_on_terminal, spawn_scp, spawn_sftp};
-pub use reading::{Limits, Listed, checksum, list_in_home, open_in_home};
+pub use reading::{Limits, Listed, last_folder_in_home, list_in_home, open_in_home};
+pub use writing::write_in_home;
 
 use std::path::PathBuf;
 

@@ -6,12 +6,14 @@
 
 use super::FilesError;
 use crate::{config::Config, store::UserRecord};
-use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
-use sha2::{Digest as _, Sha256};
+use rustix::{
+    fs::{Dir, FileType, Mode, OFlags, ResolveFlags, Stat},
+    io::Errno,
+};
 use std::{
     ffi::OsStr,
     fs::File,
-    io::{self, Read as _},
+    io,
     os::{
         fd::{AsFd, AsRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
@@ -24,8 +26,6 @@ use std::{
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 /// How often a path is tried while somebody keeps renaming what it passes through.
 const TRIES: usize = 128;
-/// Bytes read at once for a checksum.
-const CHUNK: usize = 128 * 1024;
 
 /// How much of a folder is listed.
 #[derive(Debug, Clone, Copy)]
@@ -60,13 +60,29 @@ pub struct Listed {
 /// is not a regular file of the user's.
 pub fn open_in_home(config: &Config, user: &UserRecord, relative: &Path) -> Result<File, FilesError> {
     let home = open_home(config, user)?;
-    let refuse = |source| FilesError::Path { path: relative.to_path_buf(), source };
+    let refuse = |source| refusal(relative, source);
     let found = resolve(&home, relative, OFlags::empty()).map_err(refuse)?;
     let status = rustix::fs::fstat(&found).map_err(|error| refuse(error.into()))?;
     check(&status, user.uid, FileType::RegularFile)
         .map_err(|reason| FilesError::Refused { path: relative.to_path_buf(), reason })?;
     let reopened = format!("/proc/self/fd/{}", found.as_raw_fd());
     File::open(reopened).map_err(refuse)
+}
+
+/// The folder in the home of `user` in which the next part of a path will appear: the last one on its way that
+/// is there. Pinned, not opened: to be watched.
+///
+/// # Errors
+/// When there is no home, or the path passes through a symbolic link.
+pub fn last_folder_in_home(config: &Config, user: &UserRecord, relative: &Path) -> Result<OwnedFd, FilesError> {
+    let home = open_home(config, user)?;
+    for folder in relative.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty()) {
+        match resolve(&home, folder, OFlags::DIRECTORY) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            found => return found.map_err(|source| refusal(folder, source)),
+        }
+    }
+    Ok(home)
 }
 
 /// The regular files of the user's in a folder of their home and in the folders within, in the order of
@@ -88,28 +104,16 @@ pub fn list_in_home(
     Ok(listing.files)
 }
 
-/// The SHA-256 of a file from its start, in hexadecimal, of as many bytes as it has now.
-///
-/// # Errors
-/// When it cannot be read.
-pub fn checksum(file: &File) -> io::Result<String> {
-    let size = file.metadata()?.len();
-    let mut hash = Sha256::new();
-    let mut chunk = vec![0; CHUNK];
-    let mut reader = file.try_clone()?;
-    io::Seek::rewind(&mut reader)?;
-    let mut reader = reader.take(size);
-    loop {
-        match reader.read(&mut chunk) {
-            Ok(0) => return Ok(data_encoding::HEXLOWER.encode(&hash.finalize())),
-            Ok(count) => hash.update(chunk.get(..count).unwrap_or_default()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+/// What a person is told of a path that cannot be walked.
+pub(super) fn refusal(path: &Path, source: io::Error) -> FilesError {
+    let path = path.to_path_buf();
+    if source.raw_os_error() == Some(Errno::LOOP.raw_os_error()) {
+        return FilesError::Refused { path, reason: "a symbolic link is on the way to it, and none is followed here" };
     }
+    FilesError::Path { path, source }
 }
 
-fn open_home(config: &Config, user: &UserRecord) -> Result<OwnedFd, FilesError> {
+pub(super) fn open_home(config: &Config, user: &UserRecord) -> Result<OwnedFd, FilesError> {
     super::Jail::new(config, user, Vec::new())?;
     let home = config.home_of(&user.name);
     rustix::fs::open(&home, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -117,13 +121,13 @@ fn open_home(config: &Config, user: &UserRecord) -> Result<OwnedFd, FilesError> 
 }
 
 /// The thing at `relative`, pinned but not opened.
-fn resolve(from: impl AsFd, relative: &Path, extra: OFlags) -> io::Result<OwnedFd> {
+pub(super) fn resolve(from: impl AsFd, relative: &Path, extra: OFlags) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC | extra;
     for _ in 0..TRIES {
         match rustix::fs::openat2(from.as_fd(), relative, flags, Mode::empty(), BENEATH) {
             Ok(found) => return Ok(found),
             // A rename nearby made the kernel unsure; it asks to try again.
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(Errno::AGAIN | Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -155,7 +159,7 @@ struct Listing<'a> {
 
 impl Listing<'_> {
     fn open_folder(&self, from: impl AsFd, name: &Path, shown: &Path) -> Result<OwnedFd, FilesError> {
-        let refuse = |source: io::Error| FilesError::Path { path: shown.to_path_buf(), source };
+        let refuse = |source: io::Error| refusal(shown, source);
         let found = resolve(from, name, OFlags::DIRECTORY).map_err(refuse)?;
         let status = rustix::fs::fstat(&found).map_err(|error| refuse(error.into()))?;
         check(&status, self.uid, FileType::Directory)
@@ -169,7 +173,7 @@ impl Listing<'_> {
             return Err(self.bound(self.limits.depth, "folders inside one another"));
         }
         let shown = self.top.join(inside);
-        let refuse = |error: rustix::io::Errno| FilesError::Path { path: shown.clone(), source: error.into() };
+        let refuse = |error: Errno| FilesError::Path { path: shown.clone(), source: error.into() };
         for entry in Dir::read_from(folder).map_err(refuse)? {
             let entry = entry.map_err(refuse)?;
             let name = entry.file_name().to_bytes();
@@ -217,7 +221,10 @@ fn modified(status: &Stat) -> SystemTime {
 mod tests {
     use super::*;
     use crate::files::tests::{config, user};
-    use std::os::unix::fs::{chown, symlink};
+    use std::{
+        io::Read as _,
+        os::unix::fs::{MetadataExt as _, chown, symlink},
+    };
 
     struct Home {
         folder: tempfile::TempDir,
@@ -270,8 +277,25 @@ mod tests {
         let home = Home::new();
         home.write("jobs/1/log", "hello");
         assert_eq!(home.read("jobs/1/log").unwrap(), "hello");
-        let file = open_in_home(&home.config, &home.user, Path::new("jobs/1/log")).unwrap();
-        assert_eq!(checksum(&file).unwrap(), "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824");
+    }
+
+    #[test]
+    fn the_last_folder_on_the_way_is_found_and_no_link_is_followed_to_it() {
+        let home = Home::new();
+        home.write("jobs/1/log", "hello");
+        symlink("jobs", home.path("link")).unwrap();
+        let last = |path: &str| {
+            let found = last_folder_in_home(&home.config, &home.user, Path::new(path))?;
+            Ok::<_, FilesError>(rustix::fs::fstat(found).unwrap().st_ino)
+        };
+        let number = |path: &str| std::fs::metadata(home.path(path)).unwrap().ino();
+        for (path, folder) in
+            [("jobs/1/other", "jobs/1"), ("jobs/2/log", "jobs"), ("away/2/log", ""), ("log", ""), ("jobs/1", "jobs")]
+        {
+            assert_eq!(last(path).unwrap(), number(folder), "{path}");
+        }
+        let error = last("link/2/log").unwrap_err().to_string();
+        assert!(error.contains("symbolic link"), "{error}");
     }
 
     #[test]

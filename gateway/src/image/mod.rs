@@ -145,7 +145,7 @@ impl Catalog {
         Ok(entries)
     }
 
-    /// Adds an image for everybody, or replaces the entry of its name.
+    /// Adds an image for everybody, or replaces the entry of its name; who may use one of the catalog file stays.
     ///
     /// # Errors
     /// When name, reference or description is wrong, the catalog is full, or the database fails.
@@ -183,9 +183,12 @@ impl Catalog {
     /// Lets what the catalog file says of a name hold again, after [`Catalog::remove`] or [`Catalog::add`].
     ///
     /// # Errors
-    /// When nothing was changed about the name, or the database fails.
-    pub async fn restore(&self, name: &str) -> Result<(), ImageError> {
-        Ok(self.store.forget_image(name).await?)
+    /// [`ImageError::Unknown`] when the file does not have it; when nothing was changed about the name, or the
+    /// database fails.
+    pub async fn restore(&self, name: &str) -> Result<CatalogEntry, ImageError> {
+        let entry = find(self.file().as_ref().clone(), name)?;
+        self.store.forget_image(name).await?;
+        Ok(entry)
     }
 
     fn file(&self) -> Arc<Vec<CatalogEntry>> {
@@ -201,7 +204,11 @@ impl Catalog {
                 reference: image.reference,
                 description: image.description,
                 min_gpu_memory_mib: image.min_gpu_memory_mib,
-                allowed_users: Vec::new(),
+                // A newer image of one that is for some only is not for everybody.
+                allowed_users: at
+                    .and_then(|at| entries.get(at))
+                    .map(|entry| entry.allowed_users.clone())
+                    .unwrap_or_default(),
             });
             match (at, entry) {
                 (Some(at), Some(entry)) => {

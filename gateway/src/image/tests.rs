@@ -113,6 +113,17 @@ async fn an_administrator_adds_replaces_hides_and_restores() {
 }
 
 #[tokio::test]
+async fn what_is_restored_is_of_the_file_and_what_was_added_is_not_lost_by_it() {
+    let Fixture { folder: _folder, catalog } = fixture(SHIPPED).await;
+    catalog.add(&entry("mine", "mlad/mine:1")).await.unwrap();
+    assert!(matches!(catalog.restore("mine").await, Err(ImageError::Unknown { .. })));
+    assert!(catalog.get("mine").await.is_ok());
+    catalog.add(&entry("base", "mlad/base:2")).await.unwrap();
+    assert_eq!(catalog.restore("base").await.unwrap().reference, "mlad/base:1");
+    assert_eq!(catalog.get("base").await.unwrap().reference, "mlad/base:1");
+}
+
+#[tokio::test]
 async fn an_image_for_some_is_unknown_to_others() {
     let text = "[[image]]\nname = 'secret'\nreference = 'lab/secret:1'\ndescription = ''\nallowed_users = ['alice']\n";
     let Fixture { folder: _folder, catalog } = fixture(text).await;
@@ -120,6 +131,10 @@ async fn an_image_for_some_is_unknown_to_others() {
     assert_eq!(names("alice", Role::User).await, 1);
     assert_eq!(names("bob", Role::User).await, 0);
     assert_eq!(names("bob", Role::Admin).await, 1);
+    // A newer one is for the same ones.
+    catalog.add(&entry("secret", "lab/secret:2")).await.unwrap();
+    assert_eq!(catalog.get("secret").await.unwrap().reference, "lab/secret:2");
+    assert_eq!((names("alice", Role::User).await, names("bob", Role::User).await), (1, 0));
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use super::{
     lease::Keeper,
     queue::{Looked, WorkQueue},
     reconcile::Fault,
+    result,
     state::{AttemptName, Life},
     watcher::Watcher,
 };
@@ -24,7 +25,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Mutex as AsyncMutex, Semaphore, watch},
+    sync::{Mutex as AsyncMutex, Notify, Semaphore, watch},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -36,6 +37,8 @@ const WORKERS: usize = 256;
 const STARTS: usize = 8;
 /// Pause before the allocator is asked again after it could not be reached.
 const ALLOCATOR_PAUSE: Duration = Duration::from_secs(1);
+/// First and longest pause before it is looked again for what no job wants, after a look that failed.
+const SWEEP_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// Everything the controller works with.
 pub(super) struct Controller {
@@ -48,9 +51,15 @@ pub(super) struct Controller {
     pub(super) queue: WorkQueue,
     pub(super) keeper: Keeper,
     pub(super) starts: Semaphore,
+    /// Held by whoever writes the result of a job.
+    pub(super) results: Arc<Semaphore>,
     /// Held by who asks the allocator for the first time: jobs line up in the order of their numbers.
     pub(super) lane: AsyncMutex<()>,
     pub(super) watcher: Arc<Watcher>,
+    /// What the allocator says of those who wait, by workload.
+    pub(super) waits: watch::Sender<HashMap<String, Wait>>,
+    /// What runs may have changed unseen.
+    resync: Notify,
     /// Ends everything below.
     pub(super) stop: CancellationToken,
     /// Every task of the controller.
@@ -69,8 +78,6 @@ struct Memory {
     cpu_waiting: BTreeSet<JobId>,
     /// Jobs whose request waits at the allocator.
     awaiting: HashSet<JobId>,
-    /// What the allocator says of those who wait, by workload.
-    waits: Arc<HashMap<String, Wait>>,
     /// Why a queued or starting job gets no further, or what it is at.
     notes: HashMap<JobId, (Option<JobReason>, String)>,
     /// When an attempt was told to end.
@@ -98,8 +105,11 @@ impl Controller {
             queue: WorkQueue::default(),
             keeper: Keeper::default(),
             starts: Semaphore::new(STARTS),
+            results: Arc::new(Semaphore::new(result::AT_ONCE)),
             lane: AsyncMutex::new(()),
             watcher: Watcher::new()?,
+            waits: watch::Sender::default(),
+            resync: Notify::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             memory: Mutex::default(),
@@ -119,6 +129,8 @@ impl Controller {
         self.spawn(async move { this.work().await });
         let this = Arc::clone(self);
         self.spawn(async move { this.follow_runtime().await });
+        let this = Arc::clone(self);
+        self.spawn(async move { this.keep_swept().await });
         let this = Arc::clone(self);
         self.spawn(async move { this.follow_allocator().await });
         let this = Arc::clone(self);
@@ -190,13 +202,34 @@ impl Controller {
                 }
                 RuntimeEvent::Resync => {
                     self.queue.forgive();
-                    let (swept, added) = (self.sweep().await, self.add_all().await);
-                    if let Some(error) = swept.err().or(added.err().map(Fault::from)) {
-                        tracing::warn!(%error, "what runs could not be compared with what is wanted");
-                    }
+                    self.resync.notify_one();
                 }
             }
         }
+    }
+
+    /// Compares what runs with what is wanted whenever that is in doubt, and again until it has succeeded:
+    /// nothing else finds what no job wants.
+    async fn keep_swept(&self) {
+        let (shortest, longest) = SWEEP_PAUSE;
+        loop {
+            self.resync.notified().await;
+            let mut pause = shortest;
+            while let Err(error) = self.sweep_and_look().await {
+                tracing::warn!(%error, ?pause, "what runs could not be compared with what is wanted; trying again");
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => pause = (pause * 2).min(longest),
+                    () = self.resync.notified() => {}
+                }
+            }
+        }
+    }
+
+    async fn sweep_and_look(&self) -> Result<(), Fault> {
+        let swept = self.sweep().await;
+        // Also if that failed: these jobs may be able to go on.
+        self.add_all().await?;
+        swept
     }
 
     /// Ends containers and leases of attempts that nobody wants any more. Those of jobs that have not come to
@@ -263,10 +296,8 @@ impl Controller {
     fn take_waits(&self, waits: Vec<Wait>) {
         let waits: HashMap<String, Wait> = waits.into_iter().map(|wait| (wait.workload.clone(), wait)).collect();
         let waiting: HashSet<JobId> = waits.keys().filter_map(|name| attempt_of(name)).map(|name| name.job).collect();
-        let mut memory = self.memory();
-        memory.waits = Arc::new(waits);
-        let moved: Vec<JobId> = memory.awaiting.iter().filter(|id| !waiting.contains(id)).copied().collect();
-        drop(memory);
+        self.waits.send_replace(waits);
+        let moved: Vec<JobId> = self.memory().awaiting.iter().filter(|id| !waiting.contains(id)).copied().collect();
         for id in moved {
             self.queue.add(id);
         }
@@ -286,34 +317,54 @@ impl Controller {
         self.memory().unplaced.remove(&id);
     }
 
-    /// Takes one of the places of jobs without a GPU, or says why there is none.
-    pub(super) fn cpu_slot(&self, id: JobId) -> Result<(), String> {
-        let most = usize::try_from(self.config.job.max_without_gpu).unwrap_or(usize::MAX);
+    /// Takes one of the places of jobs without a GPU; if there is none for it now, it is woken when there is.
+    pub(super) fn cpu_slot(&self, id: JobId) -> bool {
+        let most = self.most_without_gpu();
         let mut memory = self.memory();
-        let running = memory.cpu_running.len();
         let before = memory.cpu_waiting.range(..id).count();
-        if memory.cpu_running.contains(&id) || running + before < most {
+        let taken = memory.cpu_running.contains(&id) || memory.cpu_running.len() + before < most;
+        if taken {
             memory.cpu_running.insert(id);
             memory.cpu_waiting.remove(&id);
-            return Ok(());
+        } else if memory.cpu_waiting.insert(id) {
+            memory.tell(id);
         }
-        memory.cpu_waiting.insert(id);
-        Err(format!("{most} jobs without a GPU run at once, and {before} more wait before it"))
+        // Of places that became free at once, each woke the same one: whoever takes one wakes the next.
+        let next = memory.next_without_gpu(most);
+        drop(memory);
+        if let Some(next) = next {
+            self.queue.add(next);
+        }
+        taken
+    }
+
+    fn most_without_gpu(&self) -> usize {
+        usize::try_from(self.config.job.max_without_gpu).unwrap_or(usize::MAX)
     }
 
     /// What the allocator says of a workload that waits.
     pub(super) fn wait_of(&self, name: AttemptName) -> Option<Wait> {
-        let waits = Arc::clone(&self.memory().waits);
-        waits.get(&name.to_string()).cloned()
+        self.waits.borrow().get(&name.to_string()).cloned()
     }
 
     /// Why a job gets no further, or what it is at.
     pub(super) fn note_of(&self, id: JobId) -> Option<(Option<JobReason>, String)> {
-        self.memory().notes.get(&id).cloned()
+        let memory = self.memory();
+        if memory.cpu_waiting.contains(&id) {
+            let (most, before) = (self.most_without_gpu(), memory.cpu_waiting.range(..id).count());
+            let text = format!("{most} jobs without a GPU run at once, and {before} more wait before it");
+            return Some((Some(JobReason::Priority), text));
+        }
+        memory.notes.get(&id).cloned()
     }
 
     pub(super) fn note(&self, id: JobId, reason: Option<JobReason>, text: String) {
-        self.memory().notes.insert(id, (reason, text));
+        let mut memory = self.memory();
+        let note = (reason, text);
+        if memory.notes.get(&id) != Some(&note) {
+            memory.notes.insert(id, note);
+            memory.tell(id);
+        }
     }
 
     /// When the attempt was told to end; now, if it was not before.
@@ -334,26 +385,25 @@ impl Controller {
 
     /// A job has changed: whoever waits for that is woken, and what was remembered of it is out of date.
     pub(super) fn job_changed(&self, id: JobId, state: JobState) {
+        let most = self.most_without_gpu();
         let mut memory = self.memory();
         memory.notes.remove(&id);
-        let mut slot = !Life::WITH_ATTEMPT.contains(&state) && memory.cpu_running.remove(&id);
+        if !Life::WITH_ATTEMPT.contains(&state) {
+            memory.cpu_running.remove(&id);
+        }
         if state != JobState::Queued {
             memory.awaiting.remove(&id);
             memory.unplaced.remove(&id);
-            // It may have been woken for a slot that is now another's.
-            slot |= memory.cpu_waiting.remove(&id);
+            memory.cpu_waiting.remove(&id);
         }
-        let next = memory.cpu_waiting.first().copied().filter(|_| slot);
-        let watcher = if state.has_ended() {
-            memory.watchers.remove(&id)
+        let next = memory.next_without_gpu(most);
+        memory.tell(id);
+        if state.has_ended() {
+            memory.watchers.remove(&id);
         } else {
             memory.watchers.retain(|_, watcher| watcher.receiver_count() > 0);
-            memory.watchers.get(&id).cloned()
-        };
-        drop(memory);
-        if let Some(watcher) = watcher {
-            watcher.send_replace(());
         }
+        drop(memory);
         if let Some(next) = next {
             self.queue.add(next);
         }
@@ -366,6 +416,20 @@ impl Controller {
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Memory {
+    /// Who is to be woken for a place without a GPU, if there is one.
+    fn next_without_gpu(&self, most: usize) -> Option<JobId> {
+        self.cpu_waiting.first().copied().filter(|_| self.cpu_running.len() < most)
+    }
+
+    /// Wakes whoever waits for news of a job.
+    fn tell(&self, id: JobId) {
+        if let Some(watcher) = self.watchers.get(&id) {
+            watcher.send_replace(());
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod lease;
 mod log;
 mod queue;
 mod reconcile;
+mod result;
 mod spec;
 mod state;
 #[cfg(test)]
@@ -236,6 +237,8 @@ impl Jobs {
         loop {
             let record = self.0.store.job(id).await?;
             if done(&record.life) {
+                // Whoever asks twice has seen nothing come of it.
+                self.0.queue.add(id);
                 return Ok(record);
             }
             let next = transition(&record.life).map_err(|illegal| JobError::illegal(id, &illegal))?;
@@ -272,14 +275,17 @@ impl Jobs {
     }
 
     /// A job's output from byte `offset`; with `follow` until the job has ended.
-    pub fn log(
+    ///
+    /// # Errors
+    /// When the log is there and cannot be read.
+    pub async fn log(
         &self,
         owner: UserRecord,
         job: JobRecord,
         offset: u64,
         follow: bool,
-    ) -> impl Stream<Item = Result<Bytes, JobError>> + Send + use<> {
-        log::Follower::new(Arc::clone(&self.0), owner, job, offset, follow).stream()
+    ) -> Result<impl Stream<Item = Result<Bytes, JobError>> + Send + use<>, JobError> {
+        Ok(log::Follower::begin(Arc::clone(&self.0), owner, job, offset, follow).await?.stream())
     }
 
     /// A user's limits have changed: their queued jobs ask again under the new ones.

@@ -37,6 +37,8 @@ pub(super) enum Fault {
     Illegal(#[from] Illegal),
     #[error("a task was ended: {0}")]
     Task(#[from] tokio::task::JoinError),
+    #[error("the result of a job cannot be put into words: {0}")]
+    Json(#[from] serde_json::Error),
 }
 
 /// What a step came to.
@@ -64,7 +66,11 @@ impl Controller {
                 JobState::Collecting => self.step_collecting(&job).await,
                 JobState::Lost => self.step_lost(&job).await,
                 JobState::Cancelling => self.step_cancelling(&job).await,
-                JobState::Succeeded | JobState::Failed | JobState::Cancelled => return Ok(None),
+                JobState::Succeeded | JobState::Failed | JobState::Cancelled => {
+                    // Not by this look, perhaps: who waits for it may not have heard.
+                    self.job_changed(id, job.life.state);
+                    return Ok(None);
+                }
             };
             match step {
                 Ok(Step::Again) => {}
@@ -91,8 +97,7 @@ impl Controller {
         }
         if job.spec.need == Some(Need::Cpu) {
             // The allocator lets everybody in who needs no GPU: here is who sees that the machine bears it.
-            if let Err(text) = self.cpu_slot(job.id) {
-                self.note(job.id, Some(JobReason::Priority), text);
+            if !self.cpu_slot(job.id) {
                 return Ok(Step::Rest(None));
             }
         } else {
@@ -384,6 +389,9 @@ impl Controller {
     }
 
     async fn change(&self, job: &JobRecord, next: super::Life, lease: Option<&Lease>) -> Result<Step, Fault> {
+        if next.state.has_ended() {
+            self.write_result(job, &next).await;
+        }
         self.store.change_job(job.id, &job.life, &next, lease).await?;
         self.job_changed(job.id, next.state);
         Ok(Step::Again)

@@ -1,4 +1,5 @@
-//! Watches files for writes, all with one inotify instance: a kernel gives a user few of them.
+//! Watches files for writes and folders for new names, all with one inotify instance: a kernel gives a user few
+//! of them.
 
 use mlad::channel::register;
 use rustix::{fs::inotify, io::Errno};
@@ -7,7 +8,7 @@ use std::{
     fs::File,
     io,
     mem::MaybeUninit,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::{
@@ -15,7 +16,7 @@ use tokio::{
     sync::watch,
 };
 
-/// The watch. Bounded by its subscriptions: one entry for every file that somebody follows.
+/// The watch. Bounded by its subscriptions: one entry for every file or folder that somebody follows.
 pub(super) struct Watcher {
     inotify: AsyncFd<OwnedFd>,
     files: Mutex<HashMap<i32, Watched>>,
@@ -26,7 +27,7 @@ struct Watched {
     written: watch::Sender<()>,
 }
 
-/// News of one file, for as long as it lives.
+/// News of one file or folder, for as long as it lives.
 pub(super) struct Subscription {
     watcher: Arc<Watcher>,
     number: i32,
@@ -40,12 +41,23 @@ impl Watcher {
         Ok(Arc::new(Self { inotify: register(inotify::init(flags)?, Interest::READABLE)?, files: Mutex::default() }))
     }
 
-    /// Watches an open file through its descriptor: its path may be another file's by now.
+    /// Watches an open file for writes.
     pub(super) fn watch(self: &Arc<Self>, file: &File) -> io::Result<Subscription> {
+        self.add(file, inotify::WatchFlags::MODIFY)
+    }
+
+    /// Watches an open folder for new names.
+    pub(super) fn watch_folder(self: &Arc<Self>, folder: &OwnedFd) -> io::Result<Subscription> {
+        use inotify::WatchFlags;
+        self.add(folder, WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR)
+    }
+
+    /// By the descriptor: the path may be another file's by now.
+    fn add(self: &Arc<Self>, file: impl AsFd, what: inotify::WatchFlags) -> io::Result<Subscription> {
         let mut files = self.lock();
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
         // The same number for the same file.
-        let number = inotify::add_watch(self.inotify.get_ref(), path, inotify::WatchFlags::MODIFY)?;
+        let number = inotify::add_watch(self.inotify.get_ref(), path, what)?;
         let watched =
             files.entry(number).or_insert_with(|| Watched { subscriptions: 0, written: watch::Sender::new(()) });
         watched.subscriptions += 1;
@@ -85,8 +97,9 @@ impl Watcher {
 }
 
 impl Subscription {
-    /// Resolves when the file was written to since this was last asked (or since it is watched).
-    pub(super) async fn written(&mut self) {
+    /// Resolves when the file was written to, or something new came into the folder, since this was last asked
+    /// (or since it is watched).
+    pub(super) async fn news(&mut self) {
         if self.written.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
@@ -123,11 +136,11 @@ mod tests {
         let mut one = watcher.watch(&file).unwrap();
         let mut other = watcher.watch(&file).unwrap();
         file.write_all(b"a").unwrap();
-        let both = async { tokio::join!(one.written(), other.written()) };
+        let both = async { tokio::join!(one.news(), other.news()) };
         tokio::time::timeout(Duration::from_secs(10), both).await.unwrap();
         drop(one);
         file.write_all(b"b").unwrap();
-        tokio::time::timeout(Duration::from_secs(10), other.written()).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(10), other.news()).await.unwrap();
         drop(other);
         assert!(watcher.lock().is_empty());
         running.abort();

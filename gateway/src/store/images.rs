@@ -65,7 +65,7 @@ impl Store {
         let done = sqlx::query("DELETE FROM images WHERE name = $1").bind(name).execute(&mut *transaction).await?;
         transaction.commit().await?;
         if done.rows_affected() == 0 {
-            return Err(StoreError::NotFound { kind: "image of an administrator named", name: name.to_owned() });
+            return Err(StoreError::NotFound { kind: "change of the image", name: name.to_owned() });
         }
         Ok(())
     }

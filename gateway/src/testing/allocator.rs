@@ -122,7 +122,11 @@ impl Allocate for FakeAllocator {
     }
 
     async fn leases(&self) -> Result<Vec<Lease>, AllocatorError> {
-        self.call(|world| Ok(world.lock().leases.values().cloned().collect())).await
+        let listed = self.call(|world| Ok(world.lock().leases.values().cloned().collect())).await;
+        if listed.is_err() {
+            self.world.lock().refused_listings += 1;
+        }
+        listed
     }
 
     async fn waits(&self) -> Result<Vec<Wait>, AllocatorError> {

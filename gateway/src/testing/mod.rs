@@ -15,11 +15,8 @@ pub(crate) use runtime::FakeRuntime;
 pub(crate) use world::World;
 
 use crate::{config::Config, runtime::WorkloadObserver, store::Store};
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    sync::{Arc, Mutex},
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+use tokio::sync::watch;
 
 /// Settings with their data in `folder` and a catalog with the images `base` (the default) and `torch`, which
 /// needs 8000 MiB.
@@ -47,7 +44,7 @@ pub(crate) async fn store(folder: &Path) -> Store {
 
 /// An observer that remembers which workloads run.
 #[derive(Default)]
-pub(crate) struct Observed(Mutex<BTreeMap<String, String>>);
+pub(crate) struct Observed(watch::Sender<BTreeMap<String, String>>);
 
 impl Observed {
     pub(crate) fn new() -> Arc<Self> {
@@ -56,16 +53,21 @@ impl Observed {
 
     /// The workloads that run, and whose they are.
     pub(crate) fn now(&self) -> BTreeMap<String, String> {
-        self.0.lock().unwrap().clone()
+        self.0.borrow().clone()
+    }
+
+    /// Waits until some workload runs.
+    pub(crate) async fn some(&self) {
+        self.0.subscribe().wait_for(|workloads| !workloads.is_empty()).await.unwrap();
     }
 }
 
 impl WorkloadObserver for Observed {
     fn running(&self, workload: &str, user: &str) {
-        self.0.lock().unwrap().insert(workload.into(), user.into());
+        self.0.send_modify(|workloads| drop(workloads.insert(workload.into(), user.into())));
     }
 
     fn gone(&self, workload: &str) {
-        self.0.lock().unwrap().remove(workload);
+        self.0.send_modify(|workloads| drop(workloads.remove(workload)));
     }
 }

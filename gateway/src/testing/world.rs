@@ -9,12 +9,16 @@ use mlad::{
 use mlad_allocator::{LeaseRequest, LeaseState};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    ops::{Deref, DerefMut},
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 use tokio::sync::{broadcast, watch};
 
 /// How long a lease lasts in this world.
 const LEASE: SignedDuration = SignedDuration::from_secs(60);
+/// Longest wait for a change of this world.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The world. Clones are the same one.
 #[derive(Clone)]
@@ -22,6 +26,14 @@ pub(crate) struct World {
     inner: Arc<Mutex<Inner>>,
     pub(crate) events: broadcast::Sender<RuntimeEvent>,
     pub(super) version: watch::Sender<u64>,
+    changes: watch::Sender<()>,
+}
+
+/// The world in somebody's hands. If they change it, those who wait for a change hear of it.
+pub(super) struct Held<'a> {
+    inner: MutexGuard<'a, Inner>,
+    changed: bool,
+    changes: &'a watch::Sender<()>,
 }
 
 /// A container of this world.
@@ -46,6 +58,8 @@ pub(super) struct Inner {
     fence: u64,
     pub(super) engine: Result<(), RuntimeError>,
     pub(super) allocator_away: bool,
+    /// How often the leases could not be listed.
+    pub(super) refused_listings: u32,
     /// What the next starts answer instead of starting.
     pub(super) failing_starts: Vec<RuntimeError>,
     /// Images the engine has.
@@ -68,6 +82,7 @@ impl World {
             fence: 0,
             engine: Ok(()),
             allocator_away: false,
+            refused_listings: 0,
             failing_starts: Vec::new(),
             images: BTreeSet::from(["mlad/base:1".into(), "mlad/torch:1".into()]),
             stubborn: false,
@@ -77,11 +92,23 @@ impl World {
             inner: Arc::new(Mutex::new(inner)),
             events: broadcast::Sender::new(1024),
             version: watch::Sender::new(1),
+            changes: watch::Sender::default(),
         }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap()
+    pub(super) fn lock(&self) -> Held<'_> {
+        Held { inner: self.inner.lock().unwrap(), changed: false, changes: &self.changes }
+    }
+
+    /// Waits until the world is as wanted.
+    pub(crate) async fn until(&self, what: &str, wanted: impl Fn(&Self) -> bool) {
+        let mut changes = self.changes.subscribe();
+        let look = async {
+            while !wanted(self) {
+                changes.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(PATIENCE, look).await.unwrap_or_else(|_| panic!("never: {what}"));
     }
 
     /// The containers there are.
@@ -109,6 +136,11 @@ impl World {
     /// Workloads that wait, first in line first.
     pub(crate) fn waits(&self) -> Vec<String> {
         self.lock().queue.iter().map(|request| request.workload.clone()).collect()
+    }
+
+    /// How often the leases could not be listed.
+    pub(crate) fn refused_listings(&self) -> u32 {
+        self.lock().refused_listings
     }
 
     /// What must never happen and did.
@@ -198,6 +230,29 @@ impl World {
 
     pub(super) fn bump(&self) {
         self.version.send_modify(|version| *version += 1);
+    }
+}
+
+impl Deref for Held<'_> {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut Inner {
+        self.changed = true;
+        &mut self.inner
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if self.changed {
+            self.changes.send_replace(());
+        }
     }
 }
 

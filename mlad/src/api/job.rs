@@ -210,6 +210,39 @@ pub struct Attempt {
     pub ended_at: Option<Timestamp>,
 }
 
+/// How a job ended: its file `result`, beside log and artifacts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobEnd {
+    /// The job's number.
+    pub id: JobId,
+    /// Its name for people.
+    pub name: String,
+    /// Succeeded, failed or cancelled.
+    pub state: JobState,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<JobReason>,
+    /// The reason in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// Exit code of the command, if it exited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// Signal that ended the command, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<String>,
+    /// Number of its last attempt; 0 if none was made.
+    pub attempt: u32,
+    /// When it was accepted.
+    pub submitted_at: Timestamp,
+    /// When the last attempt's command started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Timestamp>,
+}
+
 /// The answer to a submission.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JobSubmitted {
@@ -234,8 +267,6 @@ pub struct Artifact {
     pub path: String,
     /// Size in bytes.
     pub size: u64,
-    /// SHA-256 of the content, in hexadecimal.
-    pub sha256: String,
 }
 
 /// The files a job left.

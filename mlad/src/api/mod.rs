@@ -15,7 +15,9 @@ pub use gpu::{
     Gpu, GpuMap, Holder, Lease, Need, NeedError, Placement, ProfileRoom, Slice, SliceState, Wait, WaitReason,
 };
 pub use image::{Image, ImageList, NewImage};
-pub use job::{Artifact, ArtifactList, Attempt, Job, JobId, JobList, JobReason, JobSpec, JobState, JobSubmitted};
+pub use job::{
+    Artifact, ArtifactList, Attempt, Job, JobEnd, JobId, JobList, JobReason, JobSpec, JobState, JobSubmitted,
+};
 pub use user::{
     AuditEvent, AuditList, Identity, Invite, NewInvite, NewKey, NewToken, NewUser, Quota, Role, SshKey, Token, User,
     UserChange, UserList,

@@ -1,12 +1,12 @@
 //! `admin`: users, keys, invitations, tokens, images, leases; over the root-only socket on the server.
 
 use super::{
-    DONE, Outcome, completion,
+    Outcome, completion,
     output::{self, Output, ago, local_time, memory, or_dash, plain},
     own, parse_need,
 };
 use crate::{
-    api::{Image, Need, NewInvite, NewUser, Quota, Role, User},
+    api::{Image, Need, NewImage, NewInvite, NewUser, Quota, Role, User},
     client::Client,
 };
 use clap::{Args, Subcommand, ValueEnum, builder::ValueParser};
@@ -40,7 +40,7 @@ pub(super) enum AdminCommand {
     /// Leases of slices.
     #[command(subcommand)]
     Lease(LeaseCommand),
-    /// End a workload (w-… or j-…) now.
+    /// End a workload (w-… or j-…) now, also one that waits for its slice.
     Stop {
         /// Its name, as `mlad who` shows it.
         workload: String,
@@ -176,7 +176,7 @@ pub(super) enum TokenCommand {
 pub(super) enum ImageCommand {
     /// List it.
     Ls,
-    /// Add an image.
+    /// Add an image, or replace the one of its name; who may use one of catalog.toml stays.
     Add {
         /// The name people will use.
         name: String,
@@ -189,10 +189,15 @@ pub(super) enum ImageCommand {
         #[arg(long, default_value_t = 0, value_name = "MIB")]
         min_gpu_memory: u64,
     },
-    /// Take out an image that was added.
+    /// Take an image out: one that was added is forgotten, one of catalog.toml is hidden until it is restored.
     Rm {
         /// Its name.
         #[arg(add = ArgValueCandidates::new(completion::images))]
+        name: String,
+    },
+    /// Let what catalog.toml says of an image hold again, after it was replaced or taken out.
+    Restore {
+        /// Its name in catalog.toml.
         name: String,
     },
     /// Read catalog.toml again.
@@ -221,11 +226,11 @@ pub(super) async fn run(client: &Client, output: &Output, command: AdminCommand)
         AdminCommand::Lease(LeaseCommand::Ls) => super::gpus::who(client, output).await,
         AdminCommand::Lease(LeaseCommand::Revoke { workload }) => {
             client.revoke_lease(&workload).await?;
-            DONE
+            output.done("lease.revoke", &workload, "took back the lease of")
         }
         AdminCommand::Stop { workload } => {
             client.stop_workload(&workload).await?;
-            DONE
+            output.done("workload.stop", &workload, "stopped")
         }
         AdminCommand::Audit { limit } => audit(client, output, limit).await,
     }
@@ -233,23 +238,32 @@ pub(super) async fn run(client: &Client, output: &Output, command: AdminCommand)
 
 async fn user(client: &Client, output: &Output, command: UserCommand) -> Outcome {
     match command {
-        UserCommand::Ls => return output.show(&client.users().await?, |list| users_table(&list.users)),
+        UserCommand::Ls => output.show(&client.users().await?, |list| users_table(&list.users)),
         UserCommand::Add { name, role, uid } => {
             let user = client.add_user(&NewUser { name, role: Some(role.into()), uid }).await?;
-            return output.say(&user, |user| format!("added {} with uid {}", user.name, user.uid));
+            output.say(&user, |user| format!("added {} with uid {}", user.name, user.uid))
         }
-        UserCommand::Enable(user) => client.enable_user(&user.name, true).await?,
-        UserCommand::Disable(user) => client.enable_user(&user.name, false).await?,
-        UserCommand::Role { user, role } => client.set_role(&user.name, role.into()).await?,
+        UserCommand::Enable(user) => {
+            output.say(&client.enable_user(&user.name, true).await?, |user| format!("{} may log in", user.name))
+        }
+        UserCommand::Disable(user) => output.say(&client.enable_user(&user.name, false).await?, |user| {
+            format!("{} may log in no longer; what runs goes on", user.name)
+        }),
+        UserCommand::Role { user, role } => output.say(&client.set_role(&user.name, role.into()).await?, |user| {
+            format!("{} is now: {}", user.name, output::word(&user.role))
+        }),
         UserCommand::Quota(arguments) => {
             let QuotaArguments { user, slices, gpu_memory, jobs, default_gpu } = arguments;
             let quota =
                 Quota { slices, gpu_memory_mib: gpu_memory, jobs, default_need: default_gpu, ..Quota::default() };
-            client.set_quota(&user.name, &quota).await?;
+            let user = client.set_quota(&user.name, &quota).await?;
+            output.say(&user, |user| format!("changed the quota of {}", user.name))
         }
-        UserCommand::Rm(user) => client.remove_user(&user.name).await?,
+        UserCommand::Rm(user) => {
+            client.remove_user(&user.name).await?;
+            output.done("user.remove", &user.name, "removed")
+        }
     }
-    DONE
 }
 
 fn users_table(users: &[User]) -> String {
@@ -279,7 +293,7 @@ async fn key(client: &Client, output: &Output, command: KeyCommand) -> Outcome {
         }
         KeyCommand::Rm { user, fingerprint } => {
             client.remove_key_of(&user.name, &fingerprint).await?;
-            DONE
+            output.done("key.remove", &fingerprint, "removed")
         }
     }
 }
@@ -305,29 +319,35 @@ async fn token(client: &Client, output: &Output, command: TokenCommand) -> Outco
         }
         TokenCommand::Rm { user, id } => {
             client.remove_token_of(&user.name, id).await?;
-            DONE
+            output.done("token.remove", &id.to_string(), "revoked token")
         }
     }
 }
 
 async fn image(client: &Client, output: &Output, command: ImageCommand) -> Outcome {
     match command {
-        ImageCommand::Ls => return super::gpus::images(client, output).await,
+        ImageCommand::Ls => super::gpus::images(client, output).await,
         ImageCommand::Add { name, reference, description, min_gpu_memory } => {
-            let image = Image {
-                name,
-                reference,
-                digest: None,
-                description,
-                min_gpu_memory_mib: min_gpu_memory,
-                available: false,
-            };
-            client.add_image(&image).await?;
+            let image = NewImage { name, reference, description, min_gpu_memory_mib: min_gpu_memory };
+            output.say(&client.add_image(&image).await?, |image| format!("added {}", image_line(image)))
         }
-        ImageCommand::Rm { name } => client.remove_image(&name).await?,
-        ImageCommand::Reload => client.reload_images().await?,
+        ImageCommand::Rm { name } => {
+            client.remove_image(&name).await?;
+            output.done("image.remove", &name, "removed")
+        }
+        ImageCommand::Restore { name } => {
+            output.say(&client.restore_image(&name).await?, |image| format!("restored {}", image_line(image)))
+        }
+        ImageCommand::Reload => {
+            client.reload_images().await?;
+            output.done("image.reload", "catalog", "read again: the")
+        }
     }
-    DONE
+}
+
+fn image_line(image: &Image) -> String {
+    let ready = if image.available { "" } else { "; the engine does not have it yet" };
+    format!("{} ({}){ready}", plain(&image.name), plain(&image.reference))
 }
 
 async fn audit(client: &Client, output: &Output, limit: u32) -> Outcome {

@@ -1,7 +1,9 @@
-//! `run`, `submit`, `ps`, `logs`, `wait`, `cancel`, `hold`, `release`.
+//! `submit`, `ps`, `logs`, `wait`, `cancel`, `hold`, `release`; what a job is to be, and how it ended.
 
 use super::{
-    CliError, DONE, Outcome, bad_request, completion, follow, output,
+    CliError, DONE, Outcome, bad_request, completion, explain,
+    follow::{self, Patience},
+    output,
     output::{Output, ago, or_dash},
     parse_need,
 };
@@ -13,10 +15,6 @@ use clap::{Args, builder::ValueParser};
 use clap_complete::ArgValueCandidates;
 use jiff::Timestamp;
 use std::{collections::BTreeMap, path::PathBuf};
-use tokio::signal::unix::{SignalKind, signal};
-
-/// Exit code of a `run` that was interrupted: 128 + SIGINT.
-const INTERRUPTED: u8 = 130;
 
 /// What a job is to be.
 #[derive(Debug, Args)]
@@ -42,12 +40,12 @@ pub(super) struct SubmitArguments {
     /// Variable for the command; NAME alone takes it from here. Repeat for more.
     #[arg(long, short, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
-    /// Working directory [default: this one, if it is in the home or /projects; else the home].
+    /// Working directory [default: this one, if it is in /home or /datasets, which jobs have too; else the home].
     #[arg(long, short = 'C', value_name = "FOLDER")]
     directory: Option<PathBuf>,
     /// Hand it in, but keep it from starting until `mlad release`.
     #[arg(long)]
-    hold: bool,
+    pub(super) hold: bool,
     /// The same key gives the same job back instead of a second one.
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
@@ -83,36 +81,12 @@ pub(super) struct LogsArguments {
     #[arg(long, short)]
     follow: bool,
     /// Begin at this byte.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=i64::MAX.unsigned_abs()))]
     offset: u64,
 }
 
-pub(super) async fn run(client: &Client, output: &Output, arguments: SubmitArguments) -> Outcome {
-    if arguments.hold {
-        return Err(bad_request("`mlad run --hold` would wait for ever: use `mlad submit --hold`"));
-    }
-    let id = hand_in(client, arguments).await?;
-    let mut interrupts = listen(SignalKind::interrupt())?;
-    let mut terminations = listen(SignalKind::terminate())?;
-    tokio::select! {
-        job = follow::follow(client, output, id) => return finish(output, &job?),
-        _ = interrupts.recv() => {}
-        _ = terminations.recv() => {}
-    }
-    eprintln!("mlad: cancelling job {id}; press Ctrl-C again to leave it to end by itself");
-    let cancelled = async {
-        follow::persist(|| client.cancel(id)).await?;
-        follow::ended(client, id).await
-    };
-    tokio::select! {
-        job = cancelled => { job?; }
-        _ = interrupts.recv() => {}
-    }
-    Ok(INTERRUPTED)
-}
-
 pub(super) async fn submit(client: &Client, output: &Output, arguments: SubmitArguments) -> Outcome {
-    let id = hand_in(client, arguments).await?;
+    let id = hand_in(client, &mut Patience::of_a_person(), arguments).await?;
     output.say(&crate::api::JobSubmitted { id }, |job| job.id.to_string())
 }
 
@@ -160,20 +134,25 @@ pub(super) fn state_text(job: &Job) -> String {
 }
 
 pub(super) async fn logs(client: &Client, arguments: LogsArguments) -> Outcome {
-    follow::copy_log(client, arguments.id, arguments.offset, arguments.follow).await?;
+    let LogsArguments { id, offset, follow } = arguments;
+    follow::copy_log(client, &mut Patience::new(), id, offset, follow).await?;
     DONE
 }
 
 pub(super) async fn wait(client: &Client, output: &Output, ids: &[JobId]) -> Outcome {
-    let mut code = 0;
+    let mut patience = Patience::new();
+    let (mut jobs, mut faults) = (Vec::new(), Faults::default());
     for id in ids {
-        let job = follow::ended(client, *id).await?;
-        code = finish(output, &job)?;
-        if output.is_json() {
-            output.show(&job, |_| String::new())?;
+        match follow::ended(client, &mut patience, *id).await {
+            Ok(job) => {
+                say_how_it_ended(output, &job);
+                jobs.push(job);
+            }
+            Err(error) => faults.add(error),
         }
     }
-    Ok(code)
+    output.one_document(ids.len() > 1, &jobs)?;
+    faults.or(jobs.last().map_or(0, Job::own_exit_code))
 }
 
 pub(super) async fn cancel(client: &Client, output: &Output, ids: &[JobId]) -> Outcome {
@@ -190,24 +169,46 @@ pub(super) async fn release(client: &Client, output: &Output, ids: &[JobId]) -> 
 
 /// Does it to every job, also when one fails; the last failure decides the exit code.
 async fn each(ids: &[JobId], output: &Output, action: impl AsyncFn(JobId) -> Result<Job, ClientError>) -> Outcome {
-    let mut outcome = DONE;
+    let (mut jobs, mut faults) = (Vec::new(), Faults::default());
     for id in ids {
         match action(*id).await {
-            Ok(job) => drop(output.say(&job, |job| format!("job {}: {}", job.id, state_text(job)))?),
-            Err(error) => {
-                if let Err(earlier) = std::mem::replace(&mut outcome, Err(error.into())) {
-                    eprintln!("mlad: {earlier}");
+            Ok(job) => {
+                if !output.is_json() {
+                    output::print_text(&format!("job {}: {}\n", job.id, state_text(&job)))?;
                 }
+                jobs.push(job);
             }
+            Err(error) => faults.add(error.into()),
         }
     }
-    outcome
+    output.one_document(ids.len() > 1, &jobs)?;
+    faults.or(0)
 }
 
-async fn hand_in(client: &Client, arguments: SubmitArguments) -> Result<JobId, CliError> {
+/// What went wrong while others went well: every fault is told, the last decides the exit code.
+#[derive(Default)]
+struct Faults(Option<CliError>);
+
+impl Faults {
+    fn add(&mut self, error: CliError) {
+        if let Some(earlier) = self.0.replace(error) {
+            explain(&earlier);
+        }
+    }
+
+    fn or(self, code: u8) -> Outcome {
+        self.0.map_or(Ok(code), Err)
+    }
+}
+
+pub(super) async fn hand_in(
+    client: &Client,
+    patience: &mut Patience,
+    arguments: SubmitArguments,
+) -> Result<JobId, CliError> {
     let spec = spec(arguments)?;
     // The key makes a repeated call harmless when the answer to the first was lost.
-    Ok(follow::persist(|| client.submit(&spec)).await?.id)
+    Ok(follow::persist(patience, || client.submit(&spec)).await?.id)
 }
 
 fn spec(arguments: SubmitArguments) -> Result<JobSpec, CliError> {
@@ -238,7 +239,7 @@ fn working_directory(wanted: Option<PathBuf>) -> Result<Option<String>, CliError
     let path = match (wanted, here) {
         (Some(path), Ok(here)) => here.join(path),
         (Some(path), Err(_)) => path,
-        (None, Ok(here)) if ["/home", "/projects", "/datasets"].iter().any(|root| here.starts_with(root)) => here,
+        (None, Ok(here)) if ["/home", "/datasets"].iter().any(|root| here.starts_with(root)) => here,
         (None, _) => return Ok(None),
     };
     path.into_os_string().into_string().map(Some).map_err(|_| bad_request("the working directory's name is not UTF-8"))
@@ -256,17 +257,12 @@ fn environment(variables: &[String]) -> Result<BTreeMap<String, String>, CliErro
         .collect()
 }
 
-/// Says how the job ended, on standard error, where that is not a plain exit code; gives its exit code.
-fn finish(output: &Output, job: &Job) -> Outcome {
+/// Says how the job ended, on standard error, where that is not a plain exit code. The job as JSON says it too.
+pub(super) fn say_how_it_ended(output: &Output, job: &Job) {
     if job.state != JobState::Succeeded && (job.exit_code.is_none() || job.detail.is_some()) && !output.is_json() {
         let detail = job.detail.as_deref().map(output::plain).unwrap_or_default();
         eprintln!("mlad: job {} {}{}{detail}", job.id, state_text(job), if detail.is_empty() { "" } else { ": " });
     }
-    Ok(job.own_exit_code())
-}
-
-fn listen(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError> {
-    signal(kind).map_err(|source| CliError::Io { doing: "listening for Ctrl-C".into(), source })
 }
 
 /// `90`, `90s`, `30m`, `12h`, `2d` in seconds.

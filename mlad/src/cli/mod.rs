@@ -12,6 +12,7 @@ mod gpus;
 mod jobs;
 mod output;
 mod own;
+mod run;
 
 use crate::{
     api::{ApiError, ErrorCode, ExitCode, JobId, Need},
@@ -34,7 +35,7 @@ pub struct Cli {
     /// File with the bearer token for an API on TCP.
     #[arg(long, global = true, env = "MLAD_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Print JSON instead of tables.
+    /// Print one JSON document instead of tables and sentences.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -43,7 +44,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a command as a job, follow its output, and end with its exit code.
+    /// Run a command as a job, follow its output, and end with its exit code; with --json print the job when it
+    /// has ended, and not its output.
     Run(jobs::SubmitArguments),
     /// Hand in a command as a job and print its number.
     Submit(jobs::SubmitArguments),
@@ -171,17 +173,23 @@ pub fn main() -> std::process::ExitCode {
     }
 }
 
-/// Says what went wrong and what to do next.
+/// Ends with what went wrong.
 fn end(error: &CliError) -> std::process::ExitCode {
-    if !matches!(error, CliError::OutputClosed) {
-        eprintln!("mlad: {error}");
-        if let CliError::Client(error) = error
-            && let Some(hint) = error.hint()
-        {
-            eprintln!("      {hint}");
-        }
-    }
+    explain(error);
     error.exit_code().into()
+}
+
+/// Says what went wrong and what to do next.
+fn explain(error: &CliError) {
+    if matches!(error, CliError::OutputClosed) {
+        return;
+    }
+    eprintln!("mlad: {error}");
+    if let CliError::Client(error) = error
+        && let Some(hint) = error.hint()
+    {
+        eprintln!("      {hint}");
+    }
 }
 
 async fn dispatch(api: Option<Endpoint>, token_file: Option<PathBuf>, output: Output, command: Command) -> Outcome {
@@ -200,7 +208,7 @@ async fn dispatch(api: Option<Endpoint>, token_file: Option<PathBuf>, output: Ou
     }
     let client = &client;
     match command {
-        Command::Run(arguments) => jobs::run(client, &output, arguments).await,
+        Command::Run(arguments) => run::run(client, &output, arguments).await,
         Command::Submit(arguments) => jobs::submit(client, &output, arguments).await,
         Command::Ps(arguments) => jobs::ps(client, &output, arguments).await,
         Command::Logs(arguments) => jobs::logs(client, arguments).await,

@@ -12,6 +12,13 @@ pub(super) struct Output {
     json: bool,
 }
 
+/// What was done, to what.
+#[derive(Serialize)]
+struct Done<'a> {
+    done: &'static str,
+    target: &'a str,
+}
+
 impl Output {
     pub(super) fn new(json: bool) -> Self {
         Self { json }
@@ -30,19 +37,38 @@ impl Output {
     /// The value as JSON, or what `table` makes of it.
     pub(super) fn show<T: Serialize>(self, value: &T, table: impl FnOnce(&T) -> String) -> Outcome {
         if self.json {
-            let text = serde_json::to_string_pretty(value)
-                .map_err(|error| CliError::Io { doing: "printing".into(), source: error.into() })?;
-            print_text(&(text + "\n"))?;
+            print_json(value)?
         } else {
-            print_text(&table(value))?;
+            print_text(&table(value))?
         }
         DONE
+    }
+
+    /// If JSON is wanted, one document: the value for one thing that was asked for, an array for several.
+    pub(super) fn one_document<T: Serialize>(self, several: bool, values: &[T]) -> Result<(), CliError> {
+        match values {
+            _ if !self.json => Ok(()),
+            values if several => print_json(values),
+            values => values.iter().try_for_each(print_json),
+        }
+    }
+
+    /// That something was done which the API has no more to say about: in the words of the audit log as JSON, or
+    /// a sentence.
+    pub(super) fn done(self, action: &'static str, target: &str, sentence: &str) -> Outcome {
+        self.say(&Done { done: action, target }, |_| format!("{sentence} {}", plain(target)))
     }
 
     /// The value as JSON, or a sentence.
     pub(super) fn say<T: Serialize>(self, value: &T, sentence: impl FnOnce(&T) -> String) -> Outcome {
         self.show(value, |value| sentence(value) + "\n")
     }
+}
+
+fn print_json<T: Serialize + ?Sized>(value: &T) -> Result<(), CliError> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| CliError::Io { doing: "printing".into(), source: error.into() })?;
+    print_text(&(text + "\n"))
 }
 
 /// Writes to standard output; a reader that has gone is no fault.

@@ -1,7 +1,7 @@
 //! What is one's own: `whoami`, `workspace`, `key`, `token`.
 
 use super::{
-    CliError, DONE, Outcome, bad_request, completion,
+    CliError, Outcome, bad_request, completion,
     output::{self, Output, ago, local_time, or_dash, plain},
 };
 use crate::{
@@ -128,7 +128,7 @@ pub(super) async fn key(client: &Client, output: &Output, command: KeyCommand) -
         }
         KeyCommand::Rm { fingerprint } => {
             client.remove_key(&fingerprint).await?;
-            DONE
+            output.done("key.remove", &fingerprint, "removed")
         }
     }
 }
@@ -165,7 +165,7 @@ pub(super) async fn token(client: &Client, output: &Output, command: TokenComman
         }
         TokenCommand::Rm { id } => {
             client.remove_token(id).await?;
-            DONE
+            output.done("token.remove", &id.to_string(), "revoked token")
         }
     }
 }

@@ -3,8 +3,8 @@
 use super::{Answer, Client, ClientError};
 use crate::api::{
     ArtifactList, AuditList, GpuMap, Identity, Image, ImageList, Invite, Job, JobId, JobList, JobSpec, JobState,
-    JobSubmitted, Lease, NewInvite, NewKey, NewToken, NewUser, Quota, Role, SshKey, Token, User, UserList, Wait,
-    Workspace, WorkspaceList,
+    JobSubmitted, Lease, NewImage, NewInvite, NewKey, NewToken, NewUser, Quota, Role, SshKey, Token, User, UserList,
+    Wait, Workspace, WorkspaceList,
 };
 use hyper::Method;
 use serde_json::json;
@@ -145,7 +145,7 @@ impl Client {
         self.get(&format!("/v1/jobs/{id}/artifacts")).await
     }
 
-    /// The content of one of them.
+    /// The content of one of them; see [`Answer::digest`] for whether it is whole.
     pub async fn artifact(&self, id: JobId, path: &str) -> Result<Answer, ClientError> {
         let path = path.split('/').map(escape).collect::<Vec<_>>().join("/");
         self.stream(&format!("/v1/jobs/{id}/artifacts/{path}")).await
@@ -218,18 +218,18 @@ impl Client {
     }
 
     /// Lets a user log in, or no longer.
-    pub async fn enable_user(&self, name: &str, enabled: bool) -> Result<(), ClientError> {
-        self.act(Method::PATCH, &user_path(name, ""), &json!({ "enabled": enabled })).await
+    pub async fn enable_user(&self, name: &str, enabled: bool) -> Result<User, ClientError> {
+        self.send(Method::PATCH, &user_path(name, ""), &json!({ "enabled": enabled })).await
     }
 
     /// Changes what a user may do.
-    pub async fn set_role(&self, name: &str, role: Role) -> Result<(), ClientError> {
-        self.act(Method::PATCH, &user_path(name, ""), &json!({ "role": role })).await
+    pub async fn set_role(&self, name: &str, role: Role) -> Result<User, ClientError> {
+        self.send(Method::PATCH, &user_path(name, ""), &json!({ "role": role })).await
     }
 
     /// Changes what a user may hold at once; what is absent is without limit.
-    pub async fn set_quota(&self, name: &str, quota: &Quota) -> Result<(), ClientError> {
-        self.act(Method::PUT, &user_path(name, "/quota"), quota).await
+    pub async fn set_quota(&self, name: &str, quota: &Quota) -> Result<User, ClientError> {
+        self.send(Method::PUT, &user_path(name, "/quota"), quota).await
     }
 
     /// Removes a user.
@@ -272,23 +272,24 @@ impl Client {
         self.delete(&user_path(name, &format!("/tokens/{id}"))).await
     }
 
-    /// Adds an image to the catalog.
-    pub async fn add_image(&self, image: &Image) -> Result<(), ClientError> {
-        let body = json!({
-            "name": image.name, "reference": image.reference, "description": image.description,
-            "min_gpu_memory_mib": image.min_gpu_memory_mib,
-        });
-        self.act(Method::POST, "/v1/admin/images", &body).await
+    /// Adds an image to the catalog, or replaces the one of its name.
+    pub async fn add_image(&self, image: &NewImage) -> Result<Image, ClientError> {
+        self.post("/v1/admin/images", image).await
     }
 
-    /// Takes an image an administrator added out of the catalog.
+    /// Takes an image out of the catalog: one that was added is forgotten, one of `catalog.toml` hidden.
     pub async fn remove_image(&self, name: &str) -> Result<(), ClientError> {
         self.delete(&format!("/v1/admin/images/{}", escape(name))).await
     }
 
+    /// Lets what `catalog.toml` says of an image hold again.
+    pub async fn restore_image(&self, name: &str) -> Result<Image, ClientError> {
+        self.post(&format!("/v1/admin/images/{}/restore", escape(name)), &json!({})).await
+    }
+
     /// Reads `catalog.toml` again.
     pub async fn reload_images(&self) -> Result<(), ClientError> {
-        self.act(Method::POST, "/v1/admin/images/reload", &json!({})).await
+        self.act("/v1/admin/images/reload").await
     }
 
     /// Takes a lease away from its workload, which is ended first.
@@ -298,7 +299,7 @@ impl Client {
 
     /// Ends a workload now.
     pub async fn stop_workload(&self, workload: &str) -> Result<(), ClientError> {
-        self.act(Method::POST, &format!("/v1/admin/workloads/{}/stop", escape(workload)), &json!({})).await
+        self.act(&format!("/v1/admin/workloads/{}/stop", escape(workload))).await
     }
 
     /// The audit log, newest first.

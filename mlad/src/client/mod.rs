@@ -19,7 +19,7 @@ mod transport;
 
 pub use calls::JobQuery;
 pub use endpoint::{Endpoint, EndpointError};
-pub use transport::{Answer, Client};
+pub use transport::{Answer, Client, Digest};
 
 use crate::api::{ApiError, ErrorCode, ExitCode};
 

@@ -3,15 +3,17 @@
 use super::{ClientError, Endpoint};
 use crate::api::{ApiError, ErrorCode};
 use bytes::{Bytes, BytesMut};
+use data_encoding::BASE64;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
     Method, Request, Response,
     body::Incoming,
     client::conn::http1::{self, SendRequest},
-    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT},
+    header::{ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, TE, TRAILER, USER_AGENT},
 };
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
 use std::{path::Path, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -39,8 +41,20 @@ pub struct Client {
 pub struct Answer {
     body: Incoming,
     endpoint: String,
+    digest: Digest,
     /// Drives the connection for as long as the body is read.
     connection: JoinHandle<()>,
+}
+
+/// The checksum of an answer's body, in its trailer `Content-Digest` (RFC 9530).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Digest {
+    /// None was announced: this is no file, or a proxy stands between that passes no trailers on.
+    NotPromised,
+    /// It was announced and has not come. At the body's end: the gateway does not stand by what it sent.
+    Missing,
+    /// The SHA-256 of the body.
+    Sum(Vec<u8>),
 }
 
 impl Client {
@@ -88,12 +102,21 @@ impl Client {
     }
 
     pub(super) async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T, ClientError> {
-        self.json(Method::POST, path, self.encode(body)?).await
+        self.send(Method::POST, path, body).await
     }
 
-    /// A call whose answer has no body that matters.
-    pub(super) async fn act<B: Serialize>(&self, method: Method, path: &str, body: &B) -> Result<(), ClientError> {
-        self.call(method, path, self.encode(body)?).await?.collect(MAX_ANSWER).await.map(drop)
+    pub(super) async fn send<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &B,
+    ) -> Result<T, ClientError> {
+        self.json(method, path, self.encode(body)?).await
+    }
+
+    /// A call with nothing to say and an answer that has no body.
+    pub(super) async fn act(&self, path: &str) -> Result<(), ClientError> {
+        self.call(Method::POST, path, self.encode(&json!({}))?).await?.collect(MAX_ANSWER).await.map(drop)
     }
 
     pub(super) async fn stream(&self, path: &str) -> Result<Answer, ClientError> {
@@ -125,6 +148,8 @@ impl Client {
             .uri(path)
             .header(HOST, "mlad")
             .header(ACCEPT, "application/json")
+            .header(CONNECTION, "te")
+            .header(TE, "trailers")
             .header(USER_AGENT, concat!("mlad/", env!("CARGO_PKG_VERSION")))
             .body(Full::new(body.clone()))
             .map_err(|error| self.misunderstood(error))?;
@@ -142,7 +167,8 @@ impl Client {
 
     async fn accept(&self, response: Response<Incoming>, connection: JoinHandle<()>) -> Result<Answer, ClientError> {
         let status = response.status();
-        let answer = Answer { body: response.into_body(), endpoint: self.endpoint.to_string(), connection };
+        let digest = if promises_digest(response.headers()) { Digest::Missing } else { Digest::NotPromised };
+        let answer = Answer { body: response.into_body(), endpoint: self.endpoint.to_string(), digest, connection };
         if status.is_success() {
             return Ok(answer);
         }
@@ -193,11 +219,14 @@ impl Answer {
         loop {
             match self.body.frame().await {
                 None => return Ok(None),
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        return Ok(Some(data));
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => return Ok(Some(data)),
+                    Err(frame) => {
+                        if let Some(sum) = frame.trailers_ref().and_then(digest_of) {
+                            self.digest = Digest::Sum(sum);
+                        }
                     }
-                }
+                },
                 Some(Err(error)) => {
                     return Err(ClientError::Unreachable {
                         endpoint: self.endpoint.clone(),
@@ -206,6 +235,11 @@ impl Answer {
                 }
             }
         }
+    }
+
+    /// The checksum of the body, once all of it was taken.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
     }
 
     async fn collect(mut self, most: usize) -> Result<Bytes, ClientError> {
@@ -224,5 +258,33 @@ impl Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         self.connection.abort();
+    }
+}
+
+fn promises_digest(headers: &HeaderMap) -> bool {
+    let announced = headers.get_all(TRAILER).iter().filter_map(|value| value.to_str().ok());
+    announced.flat_map(|value| value.split(',')).any(|name| name.trim().eq_ignore_ascii_case("content-digest"))
+}
+
+/// The SHA-256 among `sha-256=:…:, sha-512=:…:`.
+fn digest_of(trailers: &HeaderMap) -> Option<Vec<u8>> {
+    let digests = trailers.get("content-digest")?.to_str().ok()?;
+    let sum = digests.split(',').find_map(|digest| digest.trim().strip_prefix("sha-256=:")?.strip_suffix(':'))?;
+    BASE64.decode(sum.as_bytes()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_read_as_the_rfc_writes_it() {
+        let read = |value: &str| {
+            digest_of(&HeaderMap::from_iter([("content-digest".parse().unwrap(), value.parse().unwrap())]))
+        };
+        assert_eq!(read("sha-512=:AAAA:, sha-256=:AQID:"), Some(vec![1, 2, 3]));
+        for wrong in ["", "sha-256=AQID", "sha-256=:AQID", "sha-256=:A:", "md5=:AQID:"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
     }
 }
