@@ -63,15 +63,19 @@ impl Agent {
         self.folder.join("home")
     }
 
-    /// Kills it at once, as a container's end would.
+    /// Kills it at once with all that it runs, as a container's end would.
     pub fn kill(&self) {
-        let pid = rustix::process::Pid::from_raw(self.process.id().try_into().unwrap()).unwrap();
-        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.process.id())).unwrap();
-        for child in children.split_whitespace() {
-            let child = rustix::process::Pid::from_raw(child.parse().unwrap()).unwrap();
-            rustix::process::kill_process(child, rustix::process::Signal::KILL).unwrap();
+        let mut all = vec![self.process.id().to_string()];
+        let mut seen = 0;
+        while let Some(parent) = all.get(seen).cloned() {
+            all.extend(children(&parent));
+            seen += 1;
         }
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        // The youngest first: nobody is there to start more.
+        for id in all.iter().rev() {
+            let id = rustix::process::Pid::from_raw(id.parse().unwrap()).unwrap();
+            let _ = rustix::process::kill_process(id, rustix::process::Signal::KILL);
+        }
     }
 
     async fn listens(&self) {
@@ -91,6 +95,13 @@ impl Drop for Agent {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _ = self.process.wait();
     }
+}
+
+/// The processes that this one's threads have started; none if it is gone.
+fn children(process: &str) -> Vec<String> {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
 /// `mlad`: the one that `scripts/test` built, or built here from this workspace.
