@@ -257,7 +257,9 @@ mod tests {
         let error = Host::new("true").ensure(SLICE).await.unwrap_err();
         assert!(error.contains("it ended well"), "{error}");
 
-        let mut host = Host::new("sleep 600");
+        let mut host = Host::new("true");
+        // Without a shell, which would leave it behind when it is killed.
+        host.cdi.command = ["sleep", "600"].map(str::to_owned).to_vec();
         host.cdi.deadline = Duration::ZERO;
         let error = host.ensure(SLICE).await.unwrap_err();
         assert!(error.contains("did not end within 0 s"), "{error}");
