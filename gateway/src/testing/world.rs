@@ -18,7 +18,7 @@ use tokio::sync::{broadcast, watch};
 /// How long a lease lasts in this world.
 const LEASE: SignedDuration = SignedDuration::from_secs(60);
 /// Longest wait for a change of this world.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The world. Clones are the same one.
 #[derive(Clone)]

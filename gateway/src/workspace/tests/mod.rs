@@ -26,7 +26,7 @@ use view::View;
 use world::World;
 
 /// How long a test waits for what must happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A gateway on a world, with a database in a folder.
 pub(crate) struct Bench {
