@@ -164,7 +164,7 @@ mod tests {
             ("localhost/a:1", "localhost/a", true),
             ("registry:5000/team/image", "registry:5000/team/image", true),
             ("registry.example.org/team/image:2", "registry.example.org/team/image", true),
-            ("docker.io/library/debian@sha256:abc", "docker.io/library/debian", true),
+            ("registry.example.org/debian@sha256:abc", "registry.example.org/debian", true),
         ] {
             assert_eq!(repository(reference), expected);
             assert_eq!(names_registry(reference), registry, "{reference}");
