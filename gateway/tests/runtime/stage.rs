@@ -138,7 +138,19 @@ impl Drop for Stage {
         let done = std::thread::scope(|scope| {
             let clean = || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(async { Docker::connect(config).await?.uninstall().await })
+                runtime.block_on(async {
+                    let docker = Docker::connect(config).await?;
+                    // Docker 20.10 may show the endpoint of a container a moment after that is gone.
+                    let begun = std::time::Instant::now();
+                    loop {
+                        match docker.uninstall().await {
+                            Err(_) if begun.elapsed() < std::time::Duration::from_secs(20) => {
+                                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                            }
+                            done => return done,
+                        }
+                    }
+                })
             };
             scope.spawn(clean).join()
         });
