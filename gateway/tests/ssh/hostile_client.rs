@@ -36,7 +36,8 @@ async fn expect(channel: &mut russh::Channel<client::Msg>, text: &str) -> String
         while !String::from_utf8_lossy(&seen).contains(text) {
             match channel.wait().await.unwrap() {
                 ChannelMsg::Data { data } => seen.extend_from_slice(&data),
-                ChannelMsg::Success | ChannelMsg::WindowAdjusted { .. } => {}
+                // A signal goes to the process group, and a shell says on standard error of what its child has died.
+                ChannelMsg::ExtendedData { .. } | ChannelMsg::Success | ChannelMsg::WindowAdjusted { .. } => {}
                 other => panic!("{other:?}"),
             }
         }
