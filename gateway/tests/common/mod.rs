@@ -31,14 +31,34 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 use tokio::{
     net::{TcpListener, UnixStream},
     process::Command,
     sync::watch,
     task::JoinHandle,
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
+
+/// No test waits longer for one thing.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits for what must come.
+pub async fn soon<T>(what: &str, comes: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, comes).await.unwrap_or_else(|_| panic!("in vain: {what}"))
+}
+
+/// Waits for something of another process that nobody tells of.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let held = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(what, held).await;
+}
 
 /// A server, an agent, and where their files lie.
 pub struct Site {

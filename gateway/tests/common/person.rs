@@ -1,5 +1,6 @@
 //! Somebody with a key and OpenSSH's client.
 
+use super::soon;
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -122,7 +123,8 @@ impl Person {
 
     /// Runs a command to its end with options for `ssh`.
     pub async fn ssh_with(&self, options: &[&str], words: &[&str]) -> Outcome {
-        self.ssh_command(options, words).stdin(Stdio::null()).output().await.unwrap().into()
+        let mut command = self.ssh_command(options, words);
+        soon("the end of ssh", command.stdin(Stdio::null()).output()).await.unwrap().into()
     }
 
     /// Runs a command to its end with this input.
@@ -134,7 +136,7 @@ impl Person {
             let _ = stdin.write_all(input).await;
             drop(stdin);
         };
-        tokio::join!(feed, child.wait_with_output()).1.unwrap().into()
+        soon("the end of ssh", async { tokio::join!(feed, child.wait_with_output()).1 }).await.unwrap().into()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Who may not be here any more is not: connections end when their user or key is taken away.
 
-use super::common::{Outcome, Person, Site};
+use super::common::{Outcome, Person, Site, until};
 use std::time::Duration;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
@@ -86,9 +86,7 @@ async fn removing_a_user_ends_their_connections() {
     let mark = alice.path("in");
     let told = format!("LocalCommand=touch {}", mark.display());
     let mut idle = alice.start(&["-N", "-o", "PermitLocalCommand=yes", "-o", &told], &[]);
-    while !mark.exists() {
-        tokio::task::yield_now().await;
-    }
+    until("the login", || mark.exists()).await;
     let master = Master::open(&alice, "control", &[]).await;
     site.store.remove_user(user.id).await.unwrap();
     let told = master.ended().await;

@@ -3,13 +3,14 @@
 use super::common::{
     Outcome, Person, Scripted, Site,
     scripted::{agree, end_at_once, until_closed},
+    until,
 };
 use bytes::Bytes;
 use mlad::channel::{Connection, Exit, Frame, MAX_FRAME, Open, Request};
 use std::{process::Stdio, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, UnixStream},
+    net::TcpListener,
     sync::{Notify, watch},
     time::timeout,
 };
@@ -136,9 +137,7 @@ async fn a_silent_agent_is_waited_for_and_holds_nobody_else_up() {
     let (site, alice, agent) = site_with(|_, connection| until_closed(connection)).await;
     let bob = site.person("bob").await;
     let mut waiting = alice.start(&[], &["true"]);
-    while agent.opened.lock().unwrap().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    until("the session", || !agent.opened.lock().unwrap().is_empty()).await;
     // Neither other people nor other sessions of the same agent.
     *site.backend.socket() = site.backend.agent.socket();
     bob.ssh("true").await.success();
@@ -179,9 +178,7 @@ async fn nobody_reaches_a_key_agent_that_was_not_forwarded_and_only_so_many_one_
     let socket = alice.path("agent.sock");
     let mut keys =
         std::process::Command::new("ssh-agent").arg("-D").arg("-a").arg(&socket).stdout(Stdio::null()).spawn().unwrap();
-    while UnixStream::connect(&socket).await.is_err() {
-        tokio::task::yield_now().await;
-    }
+    until("the key agent", || std::os::unix::net::UnixStream::connect(&socket).is_ok()).await;
     let run = async |options: &[&str]| {
         let mut ssh = alice.ssh_command(options, &["true"]);
         let ended = ssh.env("SSH_AUTH_SOCK", &socket).stdin(Stdio::null()).output();
@@ -219,9 +216,7 @@ async fn windows_that_are_lies_cost_nothing() {
         let zeros = std::fs::File::open("/dev/zero").unwrap();
         let mut ssh = alice.ssh_command(options, &["true"]);
         let mut liar = ssh.stdin(zeros).stdout(Stdio::null()).spawn().unwrap();
-        while agent.opened.lock().unwrap().len() <= number {
-            tokio::task::yield_now().await;
-        }
+        until("the session", || agent.opened.lock().unwrap().len() > number).await;
         let socket = std::mem::replace(&mut *site.backend.socket(), site.backend.agent.socket());
         timeout(SOON, bob.ssh("true")).await.unwrap().success();
         *site.backend.socket() = socket;
@@ -331,12 +326,8 @@ async fn a_client_that_speaks_at_once_does_not_stop_its_connection_while_the_age
     });
     let control = format!("ControlPath={}", alice.path("control").display());
     let mut master = alice.start(&["-o", &control, "-M", "-N", "-R", &format!("5000:127.0.0.1:{port}")], &[]);
-    let accepted = async {
-        while !agent.opened.lock().unwrap().contains(&Open::Accept { ticket: 7 }) {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(SOON, accepted).await.expect("somebody is brought to the client");
+    let accepted = || agent.opened.lock().unwrap().contains(&Open::Accept { ticket: 7 });
+    until("somebody who is brought to the client", accepted).await;
     // Every session goes over the connection whose forwarding waits.
     let others = async {
         for _ in 0..5 {

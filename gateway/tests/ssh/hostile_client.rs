@@ -1,6 +1,6 @@
 //! Clients that do what OpenSSH's does not: signals, a close on the heels of the data, floods.
 
-use super::common::{Person, Site};
+use super::common::{Person, Site, until};
 use russh::{
     ChannelMsg, Disconnect, Sig,
     client::{self, Handle},
@@ -121,12 +121,7 @@ async fn input_that_is_whole_arrives_whole_though_the_client_is_gone() {
             }
             drop(leaver);
             alice.ssh(&format!("echo go > {}", go.display())).await.success();
-            let whole = async {
-                while !file.exists() {
-                    tokio::task::yield_now().await;
-                }
-            };
-            timeout(SOON, whole).await.unwrap_or_else(|_| panic!("{name}: the process did not come to its end"));
+            until(&format!("the end of {name}"), || file.exists()).await;
             let written = std::fs::read(&file).unwrap();
             assert!(written == input, "{name}: {} of {} bytes", written.len(), input.len());
         }
@@ -146,10 +141,5 @@ async fn input_that_is_not_whole_is_dropped_with_its_channel() {
     assert!(process.exists());
     channel.data_bytes(vec![0; 200_000]).await.unwrap();
     channel.close().await.unwrap();
-    let hung_up = async {
-        while process.exists() {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(SOON, hung_up).await.expect("the process was hung up");
+    until("the hang-up", || !process.exists()).await;
 }

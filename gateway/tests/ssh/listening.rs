@@ -1,7 +1,7 @@
 //! Listeners in the workspace (`-R`) that are asked for before anybody is in it.
 
 use super::{
-    common::{Outcome, Person, Site, free_port},
+    common::{Outcome, Person, Site, free_port, until},
     forwarding::{SOON, dial, nobody_listens, talk, tcp_service},
 };
 use mlad_gateway::ssh::Refusal;
@@ -117,12 +117,8 @@ async fn a_session_without_a_workspace_is_not_ended_and_the_next_one_is_told() {
     let control = format!("ControlPath={}", alice.path("control").display());
     let target = format!("127.0.0.1:{port}:localhost:1");
     let mut worker = alice.start(&["-o", &control, "-M", "-R", &target], &["mlad wait"]);
-    let attended = async {
-        while site.backend.wishes.lock().unwrap().is_empty() {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(SOON, attended).await.expect("no session came, so it was tried without");
+    // No session comes, so it is tried without.
+    until("somebody in the workspace", || !site.backend.wishes.lock().unwrap().is_empty()).await;
     let over = ["-o", &control, "-o", "ProxyCommand=false"];
     let told = alice.ssh_with(&over, &["true"]).await.success();
     let words = format!("Warning: remote port forwarding failed for listen port {port}\n");
@@ -166,20 +162,15 @@ async fn a_connection_has_so_many_listeners_and_no_more() {
         let options: Vec<_> = ["-o", "ExitOnForwardFailure=yes"].into_iter().chain(all).collect();
         alice.ssh_command(&options, &["ls | wc -l"]).stdin(Stdio::null()).output()
     };
+    let home_is_empty = || std::fs::read_dir(site.backend.agent.home()).unwrap().count() == 0;
     // Before anybody is in the workspace, and in one that runs.
     for runs in [false, true] {
         site.backend.runs.store(runs, Ordering::Relaxed);
         let most: Outcome = timeout(SOON, run(64)).await.unwrap().unwrap().into();
         assert_eq!(most.success().text(), "64");
-        timeout(SOON, home_is_empty(&site)).await.expect("they end with their connection");
+        until("the end of the listeners", home_is_empty).await;
         let more: Outcome = timeout(SOON, run(65)).await.unwrap().unwrap().into();
         assert!(more.exits(255).stderr.contains("remote port forwarding failed"));
-        timeout(SOON, home_is_empty(&site)).await.expect("they end with their connection");
-    }
-}
-
-async fn home_is_empty(site: &Site) {
-    while std::fs::read_dir(site.backend.agent.home()).unwrap().count() > 0 {
-        tokio::task::yield_now().await;
+        until("the end of the listeners", home_is_empty).await;
     }
 }

@@ -1,6 +1,6 @@
 //! Subsystems: the gateway's own, and those an image has.
 
-use super::common::{Scripted, Site, scripted::until_closed};
+use super::common::{Outcome, Scripted, Site, scripted::until_closed, soon, until};
 use mlad::channel::{Frame, Open, Request};
 use std::{
     os::unix::fs::PermissionsExt as _,
@@ -76,11 +76,9 @@ async fn a_subsystem_is_answered_when_its_agent_has_answered() {
     site.agent_is(&agent);
     site.backend.runs.store(true, std::sync::atomic::Ordering::Relaxed);
     let mut waiting = alice.start(&["-s"], &["late"]);
-    while agent.opened.lock().unwrap().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    until("the session", || !agent.opened.lock().unwrap().is_empty()).await;
     assert!(waiting.try_wait().unwrap().is_none());
     answer.notify_one();
-    let refused = super::common::Outcome::from(waiting.wait_with_output().await.unwrap()).exits(255);
+    let refused = Outcome::from(soon("the end of ssh", waiting.wait_with_output()).await.unwrap()).exits(255);
     assert!(refused.stderr.contains("subsystem request failed"), "{}", refused.stderr);
 }
