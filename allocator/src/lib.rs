@@ -23,7 +23,7 @@ pub use error::AllocatorError;
 pub use lease::{Embedded, Gpus, Settings};
 
 use async_trait::async_trait;
-use mlad::api::{GpuMap, Lease, Need, Wait};
+use mlad::api::{GpuMap, Lease, Need, NewReservation, Reservation, Wait};
 use serde::{Deserialize, Serialize};
 
 /// A request for slices. Its key is the workload: asking again for the same workload changes nothing and
@@ -35,12 +35,60 @@ pub struct LeaseRequest {
     pub workload: String,
     /// The user it belongs to.
     pub user: String,
-    /// What is wanted.
+    /// What each of its slices is to be.
     pub need: Need,
-    /// Limits of the user over everything they hold, enforced at the grant.
+    /// How many slices it is to have, 1 to [`Self::MOST_SLICES`]: all at once or none, and all on GPUs of one model.
+    #[serde(default = "one")]
+    pub slices: u32,
+    /// On how many nodes, the same number of slices on each; none for wherever there is room.
+    #[serde(default)]
+    pub nodes: Option<u32>,
+    /// The project it counts for, beside its user.
+    #[serde(default)]
+    pub project: Option<String>,
+    /// Who asks with more is ahead: -100 to 100.
+    #[serde(default)]
+    pub priority: i32,
+    /// It may be ended, with notice, for a request of greater priority.
+    #[serde(default)]
+    pub preemptible: bool,
+    /// The advance reservation it is to be served from.
+    #[serde(default)]
+    pub reservation: Option<String>,
+    /// Limits of the user over everything they hold, enforced at the grant. The last that were told count for all
+    /// of the user's requests.
     pub limits: Limits,
-    /// Seconds until the workload is known to end, for estimates; none if that is not known.
+    /// Seconds until the workload is known to end at the latest, for estimates and backfill; none if that is not
+    /// known.
     pub expected_seconds: Option<u64>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl LeaseRequest {
+    /// The most slices of one request.
+    pub const MOST_SLICES: u32 = 1024;
+    /// The greatest priority; the least is its negative.
+    pub const GREATEST_PRIORITY: i32 = 100;
+
+    /// A request for one slice, without limits, of a length that is not known.
+    pub fn new(workload: impl Into<String>, user: impl Into<String>, need: Need) -> Self {
+        Self {
+            workload: workload.into(),
+            user: user.into(),
+            need,
+            slices: 1,
+            nodes: None,
+            project: None,
+            priority: 0,
+            preemptible: false,
+            reservation: None,
+            limits: Limits::default(),
+            expected_seconds: None,
+        }
+    }
 }
 
 /// Whether a text can name a workload.
@@ -49,13 +97,61 @@ pub fn is_workload_name(text: &str) -> bool {
     (1..=128).contains(&text.len()) && !text.starts_with('.') && text.bytes().all(allowed)
 }
 
-/// What one user may hold at once.
+/// What one user, or the members of one project together, may hold at once, and use up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Slices and whole GPUs; none for no limit.
     pub slices: Option<u32>,
     /// GPU memory in MiB; none for no limit.
     pub gpu_memory_mib: Option<u64>,
+    /// Seconds of GPUs in [`PERIOD_DAYS`] days, a slice counting as the larger of its shares of compute and memory;
+    /// none for no limit.
+    #[serde(default)]
+    pub gpu_seconds: Option<u64>,
+}
+
+/// Over so many days, today included, GPU time is counted against its limit. Days begin at midnight, UTC.
+pub const PERIOD_DAYS: u32 = 30;
+
+/// Whose holdings are limited together, and whose share of the GPUs is fair.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind", content = "name")]
+pub enum AccountName {
+    /// A user, in whatever project.
+    User(String),
+    /// A project: its members, and projects within it.
+    Project(String),
+}
+
+/// A user or a project, as administrators want it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// Which.
+    pub name: AccountName,
+    /// The project that a project lies in, whose limits hold for it too; none for users.
+    #[serde(default)]
+    pub parent: Option<String>,
+    /// Its fair share, against those beside it: 1 to 1,000,000.
+    pub shares: u32,
+    /// Its limits.
+    pub limits: Limits,
+}
+
+/// A user or a project, and what of its limits is used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AccountState {
+    /// What administrators want.
+    pub account: Account,
+    /// Slices it holds now, those being made included.
+    pub slices: u32,
+    /// GPU memory it holds now, in MiB.
+    pub gpu_memory_mib: u64,
+    /// GPU time used in the period, in seconds.
+    pub gpu_seconds: u64,
+    /// GPU time that what runs may still use, in seconds, as far as its end is known.
+    pub committed_gpu_seconds: u64,
+    /// Used GPU time, in seconds, that fades with the half-life: what fair share goes by.
+    pub faded_gpu_seconds: f64,
 }
 
 /// What a need comes to on the GPUs there are.
@@ -145,6 +241,51 @@ pub trait Allocate: Send + Sync + 'static {
     /// # Errors
     /// When the allocator cannot be reached.
     async fn map(&self) -> Result<GpuMap, AllocatorError>;
+
+    /// Sets shares and limits of these users and projects; others stay as they are. In force at once, for what
+    /// waits too; what is held already is not taken away.
+    ///
+    /// # Errors
+    /// [`AllocatorError::Invalid`] when a project lies within itself, or more are named than are taken.
+    async fn set_accounts(&self, accounts: &[Account]) -> Result<(), AllocatorError> {
+        let _ = accounts;
+        Err(AllocatorError::Invalid("not built yet".to_owned()))
+    }
+
+    /// Every user and project that is known, and what of its limits is used.
+    ///
+    /// # Errors
+    /// When the allocator cannot be reached.
+    async fn accounts(&self) -> Result<Vec<AccountState>, AllocatorError> {
+        Err(AllocatorError::Invalid("not built yet".to_owned()))
+    }
+
+    /// Keeps space for somebody for a time. Asking again for the same changes nothing.
+    ///
+    /// # Errors
+    /// [`AllocatorError::Invalid`] when there is another of that name, or the times cannot be;
+    /// [`AllocatorError::Impossible`] when there is no such space then, saying what is in the way.
+    async fn reserve(&self, reservation: &NewReservation) -> Result<Reservation, AllocatorError> {
+        let _ = reservation;
+        Err(AllocatorError::Invalid("not built yet".to_owned()))
+    }
+
+    /// Ends a reservation: what runs in it goes on as if it had been granted without. Idempotent.
+    ///
+    /// # Errors
+    /// When the allocator cannot be reached or cannot write it down.
+    async fn unreserve(&self, name: &str) -> Result<(), AllocatorError> {
+        let _ = name;
+        Err(AllocatorError::Invalid("not built yet".to_owned()))
+    }
+
+    /// The reservations that are not over, by the time they begin.
+    ///
+    /// # Errors
+    /// When the allocator cannot be reached.
+    async fn reservations(&self) -> Result<Vec<Reservation>, AllocatorError> {
+        Err(AllocatorError::Invalid("not built yet".to_owned()))
+    }
 
     /// Returns when leases, waits or GPUs have changed since version `seen` (at once if they already have),
     /// with the version now. Begin with 0. Versions begin anew when the allocator restarts.

@@ -12,6 +12,6 @@ mod need;
 
 pub use columns::Columns;
 pub use layout::{Placed, is_legal, legal_layouts, maximal_layouts};
-pub use model::{Model, Profile, Resources};
+pub use model::{Model, Profile, Resources, Share};
 pub use name::ProfileName;
 pub use need::{Impossible, Resolution, resolve};

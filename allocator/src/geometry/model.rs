@@ -63,6 +63,19 @@ impl Model {
         self.profiles.iter().position(|profile| whole(profile) && profile.resources.compute == self.capacity.compute)
     }
 
+    /// What of the whole GPU one instance of the profile at `index` is.
+    pub fn share(&self, index: usize) -> Share {
+        let Some(profile) = self.profile(index) else { return Share::NONE };
+        let millionths = |part: u32, whole: u32| {
+            let exact = u64::from(part) * 1_000_000 / u64::from(whole.max(1));
+            u32::try_from(exact.min(1_000_000)).unwrap_or(1_000_000)
+        };
+        Share {
+            compute: millionths(profile.resources.compute, self.capacity.compute),
+            memory: millionths(profile.columns, self.columns),
+        }
+    }
+
     /// How many instances of the profile at `index` still fit beside `held`, whatever lies elsewhere.
     pub fn room(&self, index: usize, held: Columns) -> u32 {
         let Some(profile) = self.profile(index) else { return 0 };
@@ -128,6 +141,25 @@ impl Profile {
     /// Whether it is one of the base profiles, not a variant with other media engines (`+me`, `+gfx`, …).
     pub fn is_plain(&self) -> bool {
         ProfileName::parse(&self.name).is_none_or(|name| name.variant.is_empty())
+    }
+}
+
+/// What of a whole GPU an instance is, in millionths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Share {
+    /// Of its compute slices.
+    pub compute: u32,
+    /// Of its columns, which are its memory.
+    pub memory: u32,
+}
+
+impl Share {
+    /// Nothing.
+    pub const NONE: Self = Self { compute: 0, memory: 0 };
+
+    /// The larger of both: what of the GPU nobody else can use, roughly.
+    pub fn greater(self) -> u32 {
+        self.compute.max(self.memory)
     }
 }
 

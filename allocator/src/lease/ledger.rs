@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     AllocatorError,
-    geometry::resolve,
+    geometry::{Share, resolve},
     node::{Change, Order},
     placement::{Action, ExpectedRoom, Plan, Policy, Pool},
     queue::{self, Entry, Holdings},
@@ -62,6 +62,8 @@ pub(super) struct Ledger {
     repartition: u64,
     /// Waiting requests that need no slice, and so no queue.
     sliceless: Vec<u64>,
+    /// How many leases hold no slice.
+    sliceless_held: usize,
     /// Something changed since the queue was last gone through.
     pub(super) stirred: bool,
 }
@@ -95,6 +97,15 @@ impl From<&Plan> for Chosen {
         let why = format!("the least expected loss of capacity of all places; {way}");
         Self { cost: plan.cost, action, why }
     }
+}
+
+/// A slice that is ready to be granted.
+#[derive(Debug)]
+pub(super) struct Ready {
+    slice: SliceRow,
+    profile: String,
+    memory_mib: u64,
+    share: Share,
 }
 
 /// Where a workload is found.
@@ -145,6 +156,7 @@ impl Ledger {
             seq: 0,
             repartition: 0,
             sliceless: Vec::new(),
+            sliceless_held: 0,
             stirred: true,
         }
     }
@@ -161,6 +173,7 @@ impl Ledger {
         self.effects.changed = true;
         (self.waiting, self.leases) = Default::default();
         (self.known, self.holders, self.holdings, self.sliceless) = Default::default();
+        self.sliceless_held = 0;
         self.just_ended.clear();
         if self.seq == 0 {
             for profile in &loaded.asked {
@@ -174,7 +187,7 @@ impl Ledger {
         for row in loaded.leases {
             self.fence = self.fence.max(row.fence);
             self.deadlines.set(row.fence, now.steady + self.period);
-            if row.slice.is_some() {
+            for _ in &row.slices {
                 self.holdings.add(&row.request.user, row.memory_mib);
             }
             self.keep(LeaseRow { expires_at: self.end_of_period(now), ..row });
@@ -354,26 +367,29 @@ impl Ledger {
     }
 
     /// Grants a waiting request: with this slice and its memory, or without one.
-    pub(super) fn grant(&mut self, seq: u64, slice: Option<(SliceRow, String, u64)>, now: Now) {
+    pub(super) fn grant(&mut self, seq: u64, slice: Option<Ready>, now: Now) {
         let Some(waiting) = self.waiting.remove(&seq) else { return };
         self.fence += 1;
-        let (slice, profile, memory_mib) = match slice {
-            Some((slice, profile, memory_mib)) => (Some(slice), profile, memory_mib),
-            None => (None, "cpu".to_owned(), 0),
+        let (slices, profile, memory_mib, share) = match slice {
+            Some(Ready { slice, profile, memory_mib, share }) => (vec![slice], profile, memory_mib, share),
+            None => (Vec::new(), "cpu".to_owned(), 0, Share::NONE),
         };
         let lease = LeaseRow {
             fence: self.fence,
             request: waiting.row,
-            node: self.node.clone(),
+            node: slices.first().map_or_else(|| self.node.clone(), |slice| slice.node.clone()),
             profile,
             memory_mib,
-            slice,
+            share,
+            slices,
             granted_at: now.wall,
             renewed_at: now.wall,
             expires_at: self.end_of_period(now),
             status: Status::Active,
+            ending: None,
         };
-        let LeaseRow { request, slice, .. } = &lease;
+        let LeaseRow { request, slices, .. } = &lease;
+        let slice = slices.first();
         let (action, why) = match (&waiting.chosen, slice) {
             (Some(chosen), _) => (chosen.action, chosen.why.as_str()),
             (None, Some(_)) => ("make", "it was being made for it when the ledger was read anew"),
@@ -381,9 +397,9 @@ impl Ledger {
         };
         tracing::info!(workload = request.workload, user = %request.user, need = %request.need,
             profile = lease.profile, fence = lease.fence,
-            gpu = slice.as_ref().map(|slice| slice.gpu_index),
-            start = slice.as_ref().map(|slice| slice.placement.start),
-            uuid = slice.as_ref().map(|slice| &slice.uuid),
+            gpu = slice.map(|slice| slice.gpu_index),
+            start = slice.map(|slice| slice.placement.start),
+            uuid = slice.map(|slice| &slice.uuid),
             cost = waiting.chosen.as_ref().map(|chosen| chosen.cost), action, why, "granted");
         self.deadlines.set(self.fence, now.steady + self.period);
         self.effects.writes.push(Write::Grant(Box::new(lease.clone())));
@@ -442,9 +458,10 @@ impl Ledger {
 
     fn keep(&mut self, lease: LeaseRow) {
         self.known.insert(lease.request.workload.clone(), Standing::Leased(lease.fence));
-        if let Some(slice) = &lease.slice {
+        for slice in &lease.slices {
             self.holders.insert((slice.gpu.clone(), (slice.profile, slice.placement.start)), lease.fence);
         }
+        self.sliceless_held += usize::from(lease.slices.is_empty());
         self.leases.insert(lease.fence, lease);
     }
 
@@ -463,7 +480,7 @@ impl Ledger {
 
     fn free(&mut self, fence: u64, reason: &str, now: Now) {
         let Some(lease) = self.leases.remove(&fence) else { return };
-        let LeaseRow { request, slice, memory_mib, .. } = lease;
+        let LeaseRow { request, slices, memory_mib, .. } = lease;
         tracing::info!(workload = request.workload, user = %request.user, fence, reason, "released");
         self.known.remove(&request.workload);
         self.deadlines.remove(fence);
@@ -471,7 +488,8 @@ impl Ledger {
         let workload = request.workload;
         self.just_ended.insert(workload.clone(), reason.to_owned());
         self.effects.writes.push(Write::Release { fence, workload, at: now.wall, reason: reason.to_owned() });
-        if let Some(slice) = slice {
+        self.sliceless_held = self.sliceless_held.saturating_sub(usize::from(slices.is_empty()));
+        for slice in slices {
             self.holders.remove(&(slice.gpu.clone(), (slice.profile, slice.placement.start)));
             self.holdings.take(&request.user, memory_mib);
             self.rebuild(&slice.gpu);
@@ -506,12 +524,14 @@ impl Ledger {
         Some(())
     }
 
-    /// What is in a slot, ready to be granted: with the profile's name and memory.
-    pub(super) fn slice(&self, gpu: usize, key: Key) -> Option<(SliceRow, String, u64)> {
+    /// What is in a slot, ready to be granted.
+    pub(super) fn slice(&self, gpu: usize, key: Key) -> Option<Ready> {
         let gpu = self.gpus.get(gpu)?;
         let uuid = gpu.device(key)?.to_owned();
-        let profile = gpu.model.profile(gpu.model.by_id(key.0)?)?;
+        let index = gpu.model.by_id(key.0)?;
+        let profile = gpu.model.profile(index)?;
         let slice = SliceRow {
+            node: self.node.clone(),
             gpu: gpu.uuid.clone(),
             gpu_index: gpu.index,
             profile: key.0,
@@ -519,12 +539,17 @@ impl Ledger {
             whole: !gpu.model.sliced,
             uuid,
         };
-        Some((slice, profile.name.clone(), profile.memory_mib))
+        Some(Ready {
+            slice,
+            profile: profile.name.clone(),
+            memory_mib: profile.memory_mib,
+            share: gpu.model.share(index),
+        })
     }
 
     /// How many leases hold no slice, or are about to be granted without one.
     pub(super) fn sliceless_leases(&self) -> usize {
-        self.leases.len().saturating_sub(self.holders.len()) + self.sliceless.len()
+        self.sliceless_held + self.sliceless.len()
     }
 
     fn end_of_period(&self, now: Now) -> jiff::Timestamp {

@@ -202,8 +202,7 @@ impl Ledger {
         }
         if all_answer && !listed.is_empty() {
             let gone = self.leases.values().filter_map(|lease| {
-                let slice = lease.slice.as_ref()?;
-                (!there.contains(&slice.gpu)).then_some(lease.fence)
+                lease.slices.iter().any(|slice| !there.contains(&slice.gpu)).then_some(lease.fence)
             });
             for fence in gone.collect::<Vec<_>>() {
                 self.end(fence, "its GPU is no longer in the machine", now);
@@ -326,29 +325,29 @@ impl Ledger {
         let mut gone = Vec::new();
         let mut moved = Vec::new();
         for lease in self.leases.values() {
-            let Some(slice) = lease.slice.as_ref().filter(|slice| slice.gpu == uuid) else { continue };
-            let key = (slice.profile, slice.placement.start);
-            match gpu.device(key).filter(|_| slice.whole != gpu.model.sliced) {
-                None if matches!(lease.status, Status::Over(_)) => {}
-                None => gone.push(lease.fence),
-                Some(device) if device != slice.uuid || gpu.index != slice.gpu_index => {
-                    let mut slice = slice.clone();
-                    (slice.uuid, slice.gpu_index) = (device.to_owned(), gpu.index);
-                    moved.push((lease.fence, slice));
+            for (position, slice) in lease.slices.iter().enumerate().filter(|(_, slice)| slice.gpu == uuid) {
+                let key = (slice.profile, slice.placement.start);
+                match gpu.device(key).filter(|_| slice.whole != gpu.model.sliced) {
+                    None if matches!(lease.status, Status::Over(_)) => {}
+                    None => gone.push(lease.fence),
+                    Some(device) if device != slice.uuid || gpu.index != slice.gpu_index => {
+                        let mut slice = slice.clone();
+                        (slice.uuid, slice.gpu_index) = (device.to_owned(), gpu.index);
+                        moved.push((lease.fence, position, slice));
+                    }
+                    Some(_) => {}
                 }
-                Some(_) => {}
             }
         }
         for fence in gone {
             self.end(fence, "the slice vanished: the machine was restarted, or somebody destroyed it", now);
         }
-        for (fence, slice) in moved {
+        for (fence, position, slice) in moved {
             tracing::info!(fence, gpu = slice.gpu_index, uuid = slice.uuid, "the slice has another UUID or index now");
-            self.effects.writes.push(Write::Slice { fence, slice: slice.clone() });
+            self.effects.writes.push(Write::Slice { fence, position, slice: slice.clone() });
             self.effects.changed = true;
-            if let Some(lease) = self.leases.get_mut(&fence) {
-                lease.slice = Some(slice);
-            }
+            let held = self.leases.get_mut(&fence).and_then(|lease| lease.slices.get_mut(position));
+            held.into_iter().for_each(|held| *held = slice.clone());
         }
     }
 

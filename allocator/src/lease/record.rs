@@ -1,6 +1,6 @@
 //! What the ledger remembers, and what it writes down.
 
-use crate::{Limits, node::Change};
+use crate::{Limits, geometry::Share, node::Change};
 use jiff::Timestamp;
 use mlad::api::{Need, Placement};
 use std::{sync::Arc, time::Duration};
@@ -20,6 +20,14 @@ pub(super) struct RequestRow {
     pub(super) seq: u64,
     pub(super) user: Arc<str>,
     pub(super) need: Need,
+    /// How many slices, and on how many nodes if that matters.
+    pub(super) slices: u32,
+    pub(super) nodes: Option<u32>,
+    pub(super) project: Option<Arc<str>>,
+    pub(super) priority: i32,
+    pub(super) preemptible: bool,
+    /// The advance reservation it is to be served from.
+    pub(super) reservation: Option<String>,
     /// What the need came to when it was asked.
     pub(super) profile: String,
     pub(super) limits: Limits,
@@ -35,18 +43,32 @@ pub(super) struct LeaseRow {
     pub(super) node: String,
     /// The profile granted: a MIG profile's name, `gpu` or `cpu`.
     pub(super) profile: String,
+    /// Memory of each slice.
     pub(super) memory_mib: u64,
-    /// What it holds; none for `cpu`.
-    pub(super) slice: Option<SliceRow>,
+    /// What of a GPU each slice is.
+    pub(super) share: Share,
+    /// What it holds, all on GPUs of one model; nothing for `cpu`.
+    pub(super) slices: Vec<SliceRow>,
     pub(super) granted_at: Timestamp,
     pub(super) renewed_at: Timestamp,
     pub(super) expires_at: Timestamp,
     pub(super) status: Status,
+    /// It is to end at a time, for a reason: its holder has been given notice.
+    pub(super) ending: Option<Ending>,
+}
+
+/// Notice that a lease ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ending {
+    pub(super) at: Timestamp,
+    pub(super) reason: String,
 }
 
 /// A slice, by its identity: GPU, profile and start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SliceRow {
+    /// The node of the GPU.
+    pub(super) node: String,
     /// UUID of the GPU.
     pub(super) gpu: String,
     pub(super) gpu_index: u32,
@@ -110,8 +132,8 @@ pub(super) enum Write {
     Over { fence: u64, at: Timestamp, reason: String },
     /// The slice is free again.
     Release { fence: u64, workload: String, at: Timestamp, reason: String },
-    /// The slice has another UUID or index now.
-    Slice { fence: u64, slice: SliceRow },
+    /// The slice at this position of a lease has another UUID or index now.
+    Slice { fence: u64, position: usize, slice: SliceRow },
     /// A GPU is about to be changed.
     Begin { repartition: Repartition, at: Timestamp },
     /// It has been, or could not be.

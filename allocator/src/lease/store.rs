@@ -1,7 +1,7 @@
 //! The ledger's SQL.
 
-use super::record::{LeaseRow, Purpose, Repartition, RequestRow, SliceRow, Status, Write};
-use crate::{AllocatorError, Limits, node::Change};
+use super::record::{Ending, LeaseRow, Purpose, Repartition, RequestRow, SliceRow, Status, Write};
+use crate::{AllocatorError, Limits, geometry::Share, node::Change};
 use jiff::Timestamp;
 use mlad::api::Placement;
 use sqlx::{
@@ -107,6 +107,15 @@ impl Store {
         for row in sqlx::query(held).fetch_all(&self.pool).await? {
             loaded.leases.push(lease(&row)?);
         }
+        let slices = "SELECT * FROM slice WHERE released_at IS NULL ORDER BY fence, position";
+        for row in sqlx::query(slices).fetch_all(&self.pool).await? {
+            let fence = unsigned(row.try_get("fence")?);
+            if let Ok(at) = loaded.leases.binary_search_by_key(&fence, |lease| lease.fence)
+                && let Some(lease) = loaded.leases.get_mut(at)
+            {
+                lease.slices.push(slice(&row)?);
+            }
+        }
         for row in sqlx::query("SELECT * FROM repartition ORDER BY id").fetch_all(&self.pool).await? {
             loaded.repartitions.push(repartition(&row)?);
         }
@@ -147,7 +156,8 @@ async fn apply(transaction: &mut Transaction<'_, Sqlite>, write: &Write) -> Resu
     let query = match write {
         Write::Request(row) => sqlx::query(
             "INSERT INTO request (workload, seq, user_name, need, profile, limit_slices, limit_memory_mib,
-             expected_seconds, requested_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+             expected_seconds, requested_at, slices, nodes, project, priority, preemptible, reservation,
+             limit_gpu_seconds) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
         )
         .bind(&row.workload)
         .bind(signed(row.seq))
@@ -157,33 +167,18 @@ async fn apply(transaction: &mut Transaction<'_, Sqlite>, write: &Write) -> Resu
         .bind(row.limits.slices.map(i64::from))
         .bind(row.limits.gpu_memory_mib.map(signed))
         .bind(row.expected_seconds.map(signed))
-        .bind(row.requested_at.as_microsecond()),
+        .bind(row.requested_at.as_microsecond())
+        .bind(i64::from(row.slices))
+        .bind(row.nodes.map(i64::from))
+        .bind(row.project.as_deref())
+        .bind(i64::from(row.priority))
+        .bind(i64::from(row.preemptible))
+        .bind(&row.reservation)
+        .bind(row.limits.gpu_seconds.map(signed)),
         Write::GiveUp { workload, at, reason } => {
             sqlx::query(END_REQUEST).bind(at.as_microsecond()).bind(reason).bind(workload)
         }
-        Write::Grant(row) => {
-            let slice = row.slice.as_ref();
-            sqlx::query(
-                "INSERT INTO lease (fence, workload, node, granted, memory_mib, gpu, gpu_index, profile_id,
-                 slice_start, slice_size, whole, uuid, granted_at, renewed_at, expires_at)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
-            )
-            .bind(signed(row.fence))
-            .bind(&row.request.workload)
-            .bind(&row.node)
-            .bind(&row.profile)
-            .bind(signed(row.memory_mib))
-            .bind(slice.map(|slice| &slice.gpu))
-            .bind(slice.map(|slice| i64::from(slice.gpu_index)))
-            .bind(slice.map(|slice| i64::from(slice.profile)))
-            .bind(slice.map(|slice| i64::from(slice.placement.start)))
-            .bind(slice.map(|slice| i64::from(slice.placement.size)))
-            .bind(i64::from(slice.is_some_and(|slice| slice.whole)))
-            .bind(slice.map(|slice| &slice.uuid))
-            .bind(row.granted_at.as_microsecond())
-            .bind(row.renewed_at.as_microsecond())
-            .bind(row.expires_at.as_microsecond())
-        }
+        Write::Grant(row) => return grant(transaction, row).await,
         Write::Renew { fence, at, expires_at } => {
             sqlx::query("UPDATE lease SET renewed_at = $1, expires_at = $2, expired_at = NULL WHERE fence = $3")
                 .bind(at.as_microsecond())
@@ -202,12 +197,17 @@ async fn apply(transaction: &mut Transaction<'_, Sqlite>, write: &Write) -> Resu
         Write::Release { fence, workload, at, reason } => {
             let lease = sqlx::query("UPDATE lease SET released_at = $1 WHERE fence = $2");
             lease.bind(at.as_microsecond()).bind(signed(*fence)).execute(&mut **transaction).await?;
+            let slices = sqlx::query("UPDATE slice SET released_at = $1 WHERE fence = $2");
+            slices.bind(at.as_microsecond()).bind(signed(*fence)).execute(&mut **transaction).await?;
             sqlx::query(END_REQUEST).bind(at.as_microsecond()).bind(reason).bind(workload)
         }
-        Write::Slice { fence, slice } => sqlx::query("UPDATE lease SET uuid = $1, gpu_index = $2 WHERE fence = $3")
-            .bind(&slice.uuid)
-            .bind(i64::from(slice.gpu_index))
-            .bind(signed(*fence)),
+        Write::Slice { fence, position, slice } => {
+            sqlx::query("UPDATE slice SET uuid = $1, gpu_index = $2 WHERE fence = $3 AND position = $4")
+                .bind(&slice.uuid)
+                .bind(i64::from(slice.gpu_index))
+                .bind(signed(*fence))
+                .bind(signed(*position as u64))
+        }
         Write::Begin { repartition, at } => {
             let make = repartition.change.make.map(|(profile, at)| [profile, at.start, at.size]);
             let workload = match &repartition.purpose {
@@ -231,6 +231,46 @@ async fn apply(transaction: &mut Transaction<'_, Sqlite>, write: &Write) -> Resu
     Ok(())
 }
 
+async fn grant(transaction: &mut Transaction<'_, Sqlite>, row: &LeaseRow) -> Result<(), AllocatorError> {
+    sqlx::query(
+        "INSERT INTO lease (fence, workload, node, granted, memory_mib, granted_at, renewed_at, expires_at,
+         compute_share, memory_share, ends_at, ends_reason) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+    )
+    .bind(signed(row.fence))
+    .bind(&row.request.workload)
+    .bind(&row.node)
+    .bind(&row.profile)
+    .bind(signed(row.memory_mib))
+    .bind(row.granted_at.as_microsecond())
+    .bind(row.renewed_at.as_microsecond())
+    .bind(row.expires_at.as_microsecond())
+    .bind(i64::from(row.share.compute))
+    .bind(i64::from(row.share.memory))
+    .bind(row.ending.as_ref().map(|ending| ending.at.as_microsecond()))
+    .bind(row.ending.as_ref().map(|ending| &ending.reason))
+    .execute(&mut **transaction)
+    .await?;
+    for (position, slice) in row.slices.iter().enumerate() {
+        sqlx::query(
+            "INSERT INTO slice (fence, position, node, gpu, gpu_index, profile_id, slice_start, slice_size, whole, uuid)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        )
+        .bind(signed(row.fence))
+        .bind(signed(position as u64))
+        .bind(&slice.node)
+        .bind(&slice.gpu)
+        .bind(i64::from(slice.gpu_index))
+        .bind(i64::from(slice.profile))
+        .bind(i64::from(slice.placement.start))
+        .bind(i64::from(slice.placement.size))
+        .bind(i64::from(slice.whole))
+        .bind(&slice.uuid)
+        .execute(&mut **transaction)
+        .await?;
+    }
+    Ok(())
+}
+
 const END_REQUEST: &str = "UPDATE request SET ended_at = $1, reason = $2 WHERE workload = $3";
 
 fn request(row: &SqliteRow) -> Result<RequestRow, AllocatorError> {
@@ -240,10 +280,17 @@ fn request(row: &SqliteRow) -> Result<RequestRow, AllocatorError> {
         seq: unsigned(row.try_get("seq")?),
         user: row.try_get::<String, _>("user_name")?.into(),
         need: need.parse().map_err(|error: mlad::api::NeedError| AllocatorError::Store(error.to_string()))?,
+        slices: narrow(row.try_get("slices")?),
+        nodes: row.try_get::<Option<i64>, _>("nodes")?.map(narrow),
+        project: row.try_get::<Option<String>, _>("project")?.map(Into::into),
+        priority: i32::try_from(row.try_get::<i64, _>("priority")?).unwrap_or(0),
+        preemptible: row.try_get::<i64, _>("preemptible")? != 0,
+        reservation: row.try_get("reservation")?,
         profile: row.try_get("profile")?,
         limits: Limits {
             slices: row.try_get::<Option<i64>, _>("limit_slices")?.map(narrow),
             gpu_memory_mib: row.try_get::<Option<i64>, _>("limit_memory_mib")?.map(unsigned),
+            gpu_seconds: row.try_get::<Option<i64>, _>("limit_gpu_seconds")?.map(unsigned),
         },
         expected_seconds: row.try_get::<Option<i64>, _>("expected_seconds")?.map(unsigned),
         requested_at: time(row, "requested_at")?,
@@ -251,28 +298,19 @@ fn request(row: &SqliteRow) -> Result<RequestRow, AllocatorError> {
 }
 
 fn lease(row: &SqliteRow) -> Result<LeaseRow, AllocatorError> {
-    let number = |column| row.try_get::<Option<i64>, _>(column).map(Option::unwrap_or_default).map(narrow);
-    let gpu: Option<String> = row.try_get("gpu")?;
-    let slice = match gpu {
-        None => None,
-        Some(gpu) => Some(SliceRow {
-            gpu,
-            gpu_index: number("gpu_index")?,
-            profile: number("profile_id")?,
-            placement: Placement { start: number("slice_start")?, size: number("slice_size")? },
-            whole: number("whole")? != 0,
-            uuid: row.try_get::<Option<String>, _>("uuid")?.unwrap_or_default(),
-        }),
-    };
     let over: Option<String> = row.try_get("over_reason")?;
     let expired: Option<i64> = row.try_get("expired_at")?;
+    let ends_at: Option<i64> = row.try_get("ends_at")?;
+    let reason = row.try_get::<Option<String>, _>("ends_reason")?.unwrap_or_default();
     Ok(LeaseRow {
         fence: unsigned(row.try_get("fence")?),
         request: request(row)?,
         node: row.try_get("node")?,
         profile: row.try_get("granted")?,
         memory_mib: unsigned(row.try_get("memory_mib")?),
-        slice,
+        share: Share { compute: narrow(row.try_get("compute_share")?), memory: narrow(row.try_get("memory_share")?) },
+        // Read from their own table.
+        slices: Vec::new(),
         granted_at: time(row, "granted_at")?,
         renewed_at: time(row, "renewed_at")?,
         expires_at: time(row, "expires_at")?,
@@ -281,6 +319,20 @@ fn lease(row: &SqliteRow) -> Result<LeaseRow, AllocatorError> {
             (None, Some(_)) => Status::Expired,
             (None, None) => Status::Active,
         },
+        ending: ends_at.map(|at| Ok::<_, AllocatorError>(Ending { at: moment(at)?, reason })).transpose()?,
+    })
+}
+
+fn slice(row: &SqliteRow) -> Result<SliceRow, AllocatorError> {
+    let number = |column| row.try_get::<i64, _>(column).map(narrow);
+    Ok(SliceRow {
+        node: row.try_get("node")?,
+        gpu: row.try_get("gpu")?,
+        gpu_index: number("gpu_index")?,
+        profile: number("profile_id")?,
+        placement: Placement { start: number("slice_start")?, size: number("slice_size")? },
+        whole: number("whole")? != 0,
+        uuid: row.try_get("uuid")?,
     })
 }
 
@@ -303,7 +355,10 @@ fn json(value: &impl serde::Serialize) -> Result<String, AllocatorError> {
 }
 
 fn time(row: &SqliteRow, column: &str) -> Result<Timestamp, AllocatorError> {
-    let micros: i64 = row.try_get(column)?;
+    moment(row.try_get(column)?)
+}
+
+fn moment(micros: i64) -> Result<Timestamp, AllocatorError> {
     Timestamp::from_microsecond(micros).map_err(|error| AllocatorError::Store(error.to_string()))
 }
 

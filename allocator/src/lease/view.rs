@@ -3,7 +3,7 @@
 use super::{
     gpu::{Gpu, key_of},
     ledger::{Ledger, Standing, Waiting},
-    record::{LeaseRow, Status},
+    record::{Ending, LeaseRow, SliceRow, Status},
 };
 use crate::{
     AllocatorError, LeaseState,
@@ -12,7 +12,7 @@ use crate::{
     queue::{self, Block, Entry, Facts},
 };
 use jiff::{SignedDuration, Timestamp};
-use mlad::api::{GpuMap, Holder, Lease, Need, ProfileRoom, Slice, SliceState, Wait};
+use mlad::api::{GpuMap, Holder, Lease, LeasedSlice, Need, ProfileRoom, Slice, SliceState, Wait};
 use std::{collections::HashMap, sync::OnceLock};
 
 /// Estimates are worked out anew this often while a lease is overdue: it may end any moment, and each moment that
@@ -97,7 +97,7 @@ impl Ledger {
         let line = queue::Outlook::new(entries(), &self.holdings, &self.pool, &self.policy);
         let block = |entry| (entry, line.block(entry, &self.holdings, &self.pool, &self.policy));
         let near: Vec<(&Entry, Block)> = entries().take(queue::LOOK_AHEAD).map(block).collect();
-        let ends: Vec<_> = self.leases.values().filter_map(|lease| self.known_end(lease)).collect();
+        let ends: Vec<_> = self.leases.values().flat_map(|lease| self.known_ends(lease)).collect();
         let again = now.checked_add(OVERDUE).unwrap_or(Timestamp::MAX);
         let wrong = |end: Timestamp| if end > now { end } else { again };
         let until = ends.iter().map(|(end, ..)| wrong(*end)).min().unwrap_or(Timestamp::MAX);
@@ -124,12 +124,13 @@ impl Ledger {
             self.leases.get(fence)
         };
         let ends = placement::single_ends(&self.pool, wanted);
-        let found = ends.into_iter().take(IN_THE_WAY).filter_map(lease).min_by_key(|lease| {
-            let end = lease.request.expected_seconds.and_then(|seconds| queue::after(lease.granted_at, seconds));
-            (end.unwrap_or(Timestamp::MAX), lease.fence)
-        })?;
-        let LeaseRow { request, profile, slice, .. } = found;
-        let index = slice.as_ref().map(|slice| slice.gpu_index)?;
+        let found = ends
+            .into_iter()
+            .take(IN_THE_WAY)
+            .filter_map(lease)
+            .min_by_key(|lease| (lease.known_end().unwrap_or(Timestamp::MAX), lease.fence))?;
+        let LeaseRow { request, profile, slices, .. } = found;
+        let index = slices.first().map(|slice| slice.gpu_index)?;
         Some(format!("{} of {} ({profile} on GPU {index})", request.workload, request.user))
     }
 
@@ -160,7 +161,11 @@ impl Ledger {
         Wait {
             workload: row.workload.clone(),
             user: row.user.to_string(),
+            project: row.project.as_deref().map(str::to_owned),
             need: row.need.clone(),
+            slices: row.slices,
+            nodes: row.nodes,
+            priority: row.priority,
             since: row.requested_at,
             reason,
             detail,
@@ -255,12 +260,14 @@ impl Ledger {
     }
 
     /// When and where a lease is known to end; one that is overdue may end any moment.
-    fn known_end(&self, lease: &LeaseRow) -> Option<(Timestamp, usize, Placed)> {
-        let slice = lease.slice.as_ref()?;
-        let end = queue::after(lease.granted_at, lease.request.expected_seconds?)?;
-        let at = self.gpus.iter().position(|gpu| gpu.uuid == slice.gpu)?;
-        let placed = self.gpus.get(at)?.placed((slice.profile, slice.placement.start))?;
-        Some((end, at, placed))
+    fn known_ends<'a>(&'a self, lease: &'a LeaseRow) -> impl Iterator<Item = (Timestamp, usize, Placed)> + 'a {
+        let end = lease.known_end();
+        let slices = lease.slices.iter().filter(move |_| end.is_some());
+        slices.filter_map(move |slice| {
+            let at = self.gpus.iter().position(|gpu| gpu.uuid == slice.gpu)?;
+            let placed = self.gpus.get(at)?.placed((slice.profile, slice.placement.start))?;
+            Some((end?, at, placed))
+        })
     }
 
     /// Names of the base profiles for which there is space now, largest first.
@@ -289,8 +296,22 @@ impl Ledger {
 }
 
 impl LeaseRow {
+    /// When it is known to end at the latest, if that is known.
+    pub(super) fn known_end(&self) -> Option<Timestamp> {
+        let expected = self.request.expected_seconds.and_then(|seconds| queue::after(self.granted_at, seconds));
+        let ending = self.ending.as_ref().map(|ending| ending.at);
+        expected.into_iter().chain(ending).min()
+    }
+
     fn to_api(&self) -> Lease {
-        let slice = self.slice.as_ref();
+        let slice = |slice: &SliceRow| LeasedSlice {
+            node: slice.node.clone(),
+            gpu: slice.gpu.clone(),
+            gpu_index: slice.gpu_index,
+            uuid: slice.uuid.clone(),
+            placement: (!slice.whole).then_some(slice.placement),
+        };
+        let ending = |ending: &Ending| mlad::api::Ending { at: ending.at, reason: ending.reason.clone() };
         Lease {
             workload: self.request.workload.clone(),
             user: self.request.user.to_string(),
@@ -298,10 +319,14 @@ impl LeaseRow {
             node: self.node.clone(),
             need: self.request.need.clone(),
             profile: self.profile.clone(),
-            uuids: slice.map(|slice| slice.uuid.clone()).into_iter().collect(),
+            uuids: self.slices.iter().map(|slice| slice.uuid.clone()).collect(),
             memory_mib: self.memory_mib,
-            gpu_index: slice.map(|slice| slice.gpu_index),
-            placement: slice.filter(|slice| !slice.whole).map(|slice| slice.placement),
+            slices: self.slices.iter().map(slice).collect(),
+            project: self.request.project.as_deref().map(str::to_owned),
+            priority: self.request.priority,
+            preemptible: self.request.preemptible,
+            expected_end: self.known_end(),
+            ending: self.ending.as_ref().map(ending),
             granted_at: self.granted_at,
             expires_at: self.expires_at,
             over: match &self.status {

@@ -47,7 +47,7 @@ fn first_come_is_first_served_and_large_ones_are_not_overtaken() {
 fn one_that_only_its_own_quota_holds_back_keeps_nobody_waiting() {
     let mut pool = pool(1);
     let mut holdings = Holdings::default();
-    let limits = Limits { slices: Some(1), gpu_memory_mib: None };
+    let limits = Limits { slices: Some(1), gpu_memory_mib: None, gpu_seconds: None };
     let entries: Vec<Entry> =
         [(1, "a"), (2, "a"), (3, "b")].map(|(seq, user)| Entry { limits, ..entry(&pool, seq, user, "1g.5gb") }).into();
     assert_eq!(granted(&entries, &mut holdings, &mut pool), [1, 3]);
@@ -125,7 +125,7 @@ fn two_models() -> Pool {
 fn a_gpu_that_its_own_limits_forbid_somebody_is_not_kept_for_them() {
     let mut pool = two_models();
     let mut holdings = Holdings::default();
-    let limits = Limits { slices: None, gpu_memory_mib: Some(30 << 10) };
+    let limits = Limits { slices: None, gpu_memory_mib: Some(30 << 10), gpu_seconds: None };
     let entries = [
         entry(&pool, 1, "a", "4g.24gb"),
         // A whole A30 is within the limits, a whole A100 is not.
@@ -143,7 +143,7 @@ fn a_gpu_that_its_own_limits_forbid_somebody_is_not_kept_for_them() {
 fn what_was_kept_for_one_whose_limits_are_reached_meanwhile_is_granted_to_others() {
     let mut pool = two_models();
     let mut holdings = Holdings::default();
-    let limits = Limits { slices: Some(1), gpu_memory_mib: None };
+    let limits = Limits { slices: Some(1), gpu_memory_mib: None, gpu_seconds: None };
     let entries = [
         entry(&pool, 1, "a", "3g.20gb"),
         Entry { limits, ..entry(&pool, 2, "b", "7g.40gb") },
@@ -175,7 +175,7 @@ proptest! {
             pool.models().iter().flat_map(|model| model.profiles()).map(|profile| profile.name.clone()).collect();
         needs.extend(["gpu", "5G", "10G", "20G"].map(str::to_owned));
         let of = |(seq, (user, which, slices, gib)): (usize, &Asked)| Entry {
-            limits: Limits { slices: *slices, gpu_memory_mib: gib.map(|gib| gib << 10) },
+            limits: Limits { slices: *slices, gpu_memory_mib: gib.map(|gib| gib << 10), gpu_seconds: None },
             ..entry(&pool, seq as u64, ["a", "b", "c", "d"][*user], &needs[which % needs.len()])
         };
         let entries: Vec<Entry> = asked.iter().enumerate().map(of).collect();
@@ -195,7 +195,7 @@ proptest! {
                 let (slices, memory) = held.of(&entry.user);
                 let may_have = |gpu: usize| {
                     let more = memory_on(&space, space.gpus()[gpu].model, wanted)?;
-                    let Limits { slices: most, gpu_memory_mib } = entry.limits;
+                    let Limits { slices: most, gpu_memory_mib, .. } = entry.limits;
                     let within = most.is_none_or(|most| slices < most)
                         && gpu_memory_mib.is_none_or(|most| memory + more <= most);
                     within.then_some(gpu)

@@ -50,7 +50,7 @@ pub(crate) async fn no_room(host: Host) {
     let allocator = running.allocator();
     machine.fault(FaultKind::InsufficientResources, 0, 1, None);
     let lease = get(allocator, "w-1-1", "1g.5gb").await;
-    assert_ne!(lease.placement.unwrap().start, 6, "the best was refused");
+    assert_ne!(lease.slices[0].placement.unwrap().start, 6, "the best was refused");
     running.stop().await;
 }
 
@@ -79,18 +79,18 @@ pub(crate) async fn lost(host: Host) {
     let running = host.start(&machine).await;
     let allocator = running.allocator();
     let held = get(allocator, "w-1-1", "1g.5gb").await;
-    let gpu = held.gpu_index.unwrap();
+    let gpu = held.slices[0].gpu_index;
     machine.fault(FaultKind::Lost, gpu, 1, None);
     let fault = until(allocator, async || fault_of(allocator, gpu as usize).await).await;
     assert!(fault.contains("does not answer"), "{fault}");
     assert_eq!(allocator.renew("w-1-1", held.fence).await.unwrap().uuids, held.uuids);
     let other = get(allocator, "w-2-1", "7g.40gb").await;
-    assert_ne!(other.gpu_index, Some(gpu));
+    assert_ne!(other.slices[0].gpu_index, gpu);
     allocator.request(&ask("w-3-1", "bob", "7g.40gb")).await.unwrap();
     waiting(allocator, "w-3-1").await;
     allocator.release("w-1-1").await.unwrap();
     machine.change(|state| state.reset_gpu(gpu).unwrap());
-    assert_eq!(granted(allocator, "w-3-1").await.gpu_index, Some(gpu));
+    assert_eq!(granted(allocator, "w-3-1").await.slices[0].gpu_index, gpu);
     running.stop().await;
 }
 

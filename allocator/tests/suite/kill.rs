@@ -164,7 +164,7 @@ async fn check(allocator: &dyn Allocate, machine: &Machine, round: usize, (grant
     let mut holders: HashMap<&String, &String> = HashMap::new();
     for lease in &leases {
         for uuid in &lease.uuids {
-            assert_eq!(there.get(uuid), lease.gpu_index.as_ref(), "{lease:?}");
+            assert_eq!(there.get(uuid), lease.slices.first().map(|slice| &slice.gpu_index), "{lease:?}");
             assert_eq!(holders.insert(uuid, &lease.workload), None, "{uuid} has two holders");
         }
     }

@@ -12,7 +12,7 @@ mod rules;
 mod service;
 
 use mlad::api::{Lease, Wait};
-use mlad_allocator::{Allocate, LeaseRequest, LeaseState, Limits};
+use mlad_allocator::{Allocate, LeaseRequest, LeaseState};
 use std::time::Duration;
 
 /// Each case as a test, on one host.
@@ -44,13 +44,7 @@ mod program {
 
 /// A request without limits.
 pub(crate) fn ask(workload: &str, user: &str, need: &str) -> LeaseRequest {
-    LeaseRequest {
-        workload: workload.to_owned(),
-        user: user.to_owned(),
-        need: need.parse().unwrap(),
-        limits: Limits::default(),
-        expected_seconds: None,
-    }
+    LeaseRequest::new(workload, user, need.parse().unwrap())
 }
 
 /// Asks, and waits until it is granted.

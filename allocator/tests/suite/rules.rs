@@ -54,7 +54,8 @@ pub(crate) async fn repartition(host: Host) {
     for nth in 0..7 {
         get(allocator, &format!("w-{nth}-1"), "1g.5gb").await;
     }
-    let neighbour = allocator.leases().await.unwrap().into_iter().find(|l| l.placement.unwrap().start == 2).unwrap();
+    let neighbour =
+        allocator.leases().await.unwrap().into_iter().find(|l| l.slices[0].placement.unwrap().start == 2).unwrap();
     for lease in allocator.leases().await.unwrap() {
         if lease.workload != neighbour.workload {
             allocator.release(&lease.workload).await.unwrap();
@@ -62,7 +63,7 @@ pub(crate) async fn repartition(host: Host) {
     }
     assert_eq!(machine.slices().len(), 7, "idle instances stay until their space is needed");
     let large = get(allocator, "w-8-1", "3g.20gb").await;
-    assert_eq!((large.profile.as_str(), large.placement.unwrap().start), ("3g.20gb", 4));
+    assert_eq!((large.profile.as_str(), large.slices[0].placement.unwrap().start), ("3g.20gb", 4));
     let slices = machine.slices();
     assert_eq!(slices.len(), 5, "four small ones and the large one");
     assert!(slices.iter().any(|(_, uuid)| *uuid == neighbour.uuids[0]));
@@ -89,7 +90,7 @@ pub(crate) async fn refusals(host: Host) {
     assert!(matches!(&error, AllocatorError::Impossible(text) if text.contains("7g.40gb")), "{error}");
     let error = refused(&ask("w-1-1", "alice", "100G")).await;
     assert!(matches!(&error, AllocatorError::Impossible(text) if text.contains("39.")), "{error}");
-    let limits = Limits { slices: None, gpu_memory_mib: Some(10_000) };
+    let limits = Limits { slices: None, gpu_memory_mib: Some(10_000), gpu_seconds: None };
     let error = refused(&LeaseRequest { limits, ..ask("w-1-1", "alice", "3g.20gb") }).await;
     assert!(matches!(&error, AllocatorError::Quota(text) if text.contains("19.5 GiB")), "{error}");
     let error = refused(&ask("../w", "alice", "1g.5gb")).await;
@@ -135,7 +136,7 @@ pub(crate) async fn quotas(host: Host) {
     let running = host.start(&machine).await;
     let allocator = running.allocator();
     let limited = |workload: &str, need: &str| LeaseRequest {
-        limits: Limits { slices: Some(2), gpu_memory_mib: Some(20_000) },
+        limits: Limits { slices: Some(2), gpu_memory_mib: Some(20_000), gpu_seconds: None },
         ..ask(workload, "bob", need)
     };
     allocator.request(&limited("w-1-1", "2g.10gb")).await.unwrap();
@@ -167,11 +168,11 @@ pub(crate) async fn kinds_of_need(host: Host) {
     assert_eq!((memory.profile.as_str(), memory.memory_mib), ("1g.10gb", 9856));
     let whole = get(allocator, "w-2-1", "gpu").await;
     assert_eq!((whole.profile.as_str(), whole.need.clone()), ("7g.40gb", Need::Gpu));
-    assert_ne!(whole.gpu_index, memory.gpu_index);
+    assert_ne!(whole.slices[0].gpu_index, memory.slices[0].gpu_index);
     allocator.request(&ask("w-3-1", "bob", "gpu")).await.unwrap();
     waiting(allocator, "w-3-1").await;
     let none = get(allocator, "w-4-1", "cpu").await;
-    assert_eq!((none.profile.as_str(), none.uuids.len(), none.gpu_index), ("cpu", 0, None));
+    assert_eq!((none.profile.as_str(), none.uuids.len(), none.slices.len()), ("cpu", 0, 0));
     allocator.release("w-1-1").await.unwrap();
     granted(allocator, "w-3-1").await;
     running.stop().await;
@@ -183,20 +184,20 @@ pub(crate) async fn two_models(host: Host) {
     let running = host.start(&machine).await;
     let allocator = running.allocator();
     let small = get(allocator, "w-1-1", "5G").await;
-    assert_eq!((small.profile.as_str(), small.gpu_index), ("1g.6gb", Some(1)), "a slice rather than a whole GPU");
+    assert_eq!((small.profile.as_str(), small.slices[0].gpu_index), ("1g.6gb", 1), "a slice rather than a whole GPU");
     let map = allocator.map().await.unwrap();
     assert_eq!((map.gpus[0].mig, map.gpus[0].columns, map.gpus[0].slices.len()), (false, 0, 0));
     assert_eq!(map.gpus[0].profiles[0].profile, "gpu");
     let large = get(allocator, "w-2-1", "gpu").await;
-    assert_eq!((large.profile.as_str(), large.gpu_index, large.placement), ("gpu", Some(0), None));
+    assert_eq!((large.profile.as_str(), large.slices[0].gpu_index, large.slices[0].placement), ("gpu", 0, None));
     assert_eq!(large.uuids, [map.gpus[0].uuid.clone()]);
     assert_eq!(allocator.map().await.unwrap().gpus[0].slices[0].state, SliceState::Leased);
     allocator.request(&ask("w-3-1", "bob", "30G")).await.unwrap();
     assert_eq!(waiting(allocator, "w-3-1").await.reason, WaitReason::NoSlice);
     let other = get(allocator, "w-4-1", "2g.12gb").await;
-    assert_eq!(other.gpu_index, Some(1), "who waits for the A100 does not keep others off the A30");
+    assert_eq!(other.slices[0].gpu_index, 1, "who waits for the A100 does not keep others off the A30");
     allocator.release("w-2-1").await.unwrap();
-    assert_eq!(granted(allocator, "w-3-1").await.gpu_index, Some(0));
+    assert_eq!(granted(allocator, "w-3-1").await.slices[0].gpu_index, 0);
     running.stop().await;
 }
 

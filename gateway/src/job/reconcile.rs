@@ -407,12 +407,11 @@ fn in_doubt(standing: Standing) -> Option<&'static str> {
 }
 
 fn lease_request(job: &JobRecord, user: &UserRecord) -> LeaseRequest {
+    let need = job.spec.need.clone().unwrap_or(Need::Cpu);
     LeaseRequest {
-        workload: job.next().to_string(),
-        user: user.name.clone(),
-        need: job.spec.need.clone().unwrap_or(Need::Cpu),
-        limits: Limits { slices: user.quota.slices, gpu_memory_mib: user.quota.gpu_memory_mib },
+        limits: Limits { slices: user.quota.slices, gpu_memory_mib: user.quota.gpu_memory_mib, ..Limits::default() },
         expected_seconds: job.spec.time_limit_seconds,
+        ..LeaseRequest::new(job.next().to_string(), &user.name, need)
     }
 }
 

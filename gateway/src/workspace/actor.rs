@@ -255,11 +255,8 @@ impl Actor {
         }
         let quota = &self.live.user.quota;
         let request = LeaseRequest {
-            workload: record.workload(),
-            user: record.user.clone(),
-            need: record.need.clone(),
-            limits: Limits { slices: quota.slices, gpu_memory_mib: quota.gpu_memory_mib },
-            expected_seconds: None,
+            limits: Limits { slices: quota.slices, gpu_memory_mib: quota.gpu_memory_mib, ..Limits::default() },
+            ..LeaseRequest::new(record.workload(), &record.user, record.need.clone())
         };
         // Subscribed before the request, so that no news of it is missed.
         let mut ledger = self.controller.ledger.subscribe();

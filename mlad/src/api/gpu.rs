@@ -263,12 +263,24 @@ pub struct Lease {
     pub uuids: Vec<String>,
     /// Memory of each slice, in MiB; 0 for `cpu`.
     pub memory_mib: u64,
-    /// Index of the GPU; none for `cpu`.
+    /// Where its slices are, in the order of `uuids`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slices: Vec<LeasedSlice>,
+    /// The project it counts for, if it counts for one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gpu_index: Option<u32>,
-    /// Where on the GPU; none for `cpu` and whole GPUs.
+    pub project: Option<String>,
+    /// The priority it was asked for with.
+    #[serde(default)]
+    pub priority: i32,
+    /// Whether it may be ended, with notice, for a request of greater priority.
+    #[serde(default)]
+    pub preemptible: bool,
+    /// When its workload ends at the latest, if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub placement: Option<Placement>,
+    pub expected_end: Option<Timestamp>,
+    /// Notice that it is going to end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ending: Option<Ending>,
     /// When it was granted.
     pub granted_at: Timestamp,
     /// When it ends if it is not renewed.
@@ -279,6 +291,71 @@ pub struct Lease {
     pub over: Option<String>,
 }
 
+/// Where one slice of a lease is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LeasedSlice {
+    /// The node.
+    pub node: String,
+    /// UUID of the GPU.
+    pub gpu: String,
+    /// Index of the GPU at the node's driver.
+    pub gpu_index: u32,
+    /// UUID a container is given.
+    pub uuid: String,
+    /// Where on the GPU; none for whole GPUs without MIG.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Placement>,
+}
+
+/// Notice that a lease is going to end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Ending {
+    /// When: from then on it cannot be renewed.
+    pub at: Timestamp,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// Space to keep for somebody for a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewReservation {
+    /// Its name: a lower-case letter, then lower-case letters, digits, `-` or `_`; at most 32.
+    pub name: String,
+    /// What each slice is to be.
+    pub need: Need,
+    /// How many of them.
+    #[serde(default = "one")]
+    pub slices: u32,
+    /// On how many nodes, if that matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<u32>,
+    /// From when; now, if that is past.
+    pub from: Timestamp,
+    /// Until when: what runs in it is ended then.
+    pub until: Timestamp,
+    /// Users who may use it.
+    #[serde(default)]
+    pub users: Vec<String>,
+    /// Projects whose members may use it, for that project.
+    #[serde(default)]
+    pub projects: Vec<String>,
+}
+
+/// Space that is kept for somebody for a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Reservation {
+    /// What was asked for.
+    #[serde(flatten)]
+    pub wanted: NewReservation,
+    /// Where its slices are going to be; `uuid` is empty until one is made.
+    pub places: Vec<LeasedSlice>,
+    /// Workloads that run in it now.
+    pub workloads: Vec<String>,
+    /// When it was reserved.
+    pub reserved_at: Timestamp,
+}
+
 /// What a waiting request waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Wait {
@@ -286,8 +363,20 @@ pub struct Wait {
     pub workload: String,
     /// The user it belongs to.
     pub user: String,
+    /// The project it counts for, if it counts for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
     /// What was asked for.
     pub need: Need,
+    /// How many slices of that, all at once.
+    #[serde(default = "one")]
+    pub slices: u32,
+    /// On how many nodes, if that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<u32>,
+    /// Who asked with more is ahead.
+    #[serde(default)]
+    pub priority: i32,
     /// Since when.
     pub since: Timestamp,
     /// Why it is not granted yet.
@@ -301,6 +390,10 @@ pub struct Wait {
     /// Earliest time at which known lease ends make room, if any are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimate: Option<Timestamp>,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// Why a request waits.

@@ -44,7 +44,7 @@ fn lease_row(lease: &Lease, now: Timestamp) -> [String; 8] {
         lease.profile.clone(),
         memory(lease.memory_mib),
         lease.node.clone(),
-        or_dash(lease.gpu_index),
+        or_dash(lease.slices.first().map(|slice| slice.gpu_index)),
         ago(lease.granted_at, now),
         or_dash(lease.uuids.first()),
     ]

@@ -5,7 +5,7 @@ use super::super::{
     store::Store,
 };
 use crate::{
-    Allocate, AllocatorError, LeaseRequest, LeaseState, Limits,
+    Allocate, AllocatorError, LeaseRequest, LeaseState,
     node::{Driver, DriverError, Event, Listed, NvmlDriver, Reading},
 };
 use mlad::api::{Lease, Placement};
@@ -157,13 +157,7 @@ impl Promised {
         if self.leases.contains_key(workload) || self.released.iter().any(|released| released == workload) {
             return;
         }
-        let request = LeaseRequest {
-            workload: workload.to_owned(),
-            user: "alice".to_owned(),
-            need: need.parse().unwrap(),
-            limits: Limits::default(),
-            expected_seconds: None,
-        };
+        let request = LeaseRequest::new(workload, "alice", need.parse().unwrap());
         let mut state = match allocator.request(&request).await {
             // Released, and the answer was lost.
             Err(AllocatorError::Ended(_)) => return self.released.push(workload.to_owned()),
@@ -201,7 +195,7 @@ impl Promised {
     async fn check(&mut self, allocator: &Embedded, sim: &Sim) {
         for (workload, promised) in &self.leases {
             let lease = allocator.renew(workload, promised.fence).await.unwrap();
-            assert_eq!((&lease.uuids, lease.placement), (&promised.uuids, promised.placement));
+            assert_eq!(lease.slices, promised.slices);
             self.greatest_fence = self.greatest_fence.max(lease.fence);
         }
         for workload in &self.released {

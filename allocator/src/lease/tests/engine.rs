@@ -5,7 +5,7 @@ use super::super::{
     store::Store,
 };
 use crate::{
-    Allocate, AllocatorError, LeaseRequest, LeaseState, Limits,
+    Allocate, AllocatorError, LeaseRequest, LeaseState,
     node::{Driver, DriverError, puppet::Puppet},
 };
 use mlad::api::Need;
@@ -28,13 +28,7 @@ async fn start(folder: &Path, gpus: Option<&Arc<Puppet>>) -> Arc<Embedded> {
 }
 
 fn ask(workload: &str, need: &str) -> LeaseRequest {
-    LeaseRequest {
-        workload: workload.to_owned(),
-        user: "alice".to_owned(),
-        need: need.parse().unwrap(),
-        limits: Limits::default(),
-        expected_seconds: None,
-    }
+    LeaseRequest::new(workload, "alice", need.parse().unwrap())
 }
 
 async fn stop(allocator: &Embedded) {

@@ -58,11 +58,9 @@ impl World {
         expected_seconds: Option<u64>,
     ) -> Result<(), AllocatorError> {
         let request = LeaseRequest {
-            workload: workload.to_owned(),
-            user: workload.chars().take(1).collect(),
-            need: need.parse().unwrap(),
             limits,
             expected_seconds,
+            ..LeaseRequest::new(workload, workload.chars().take(1).collect::<String>(), need.parse().unwrap())
         };
         let result = self.ledger.request(&request, self.now);
         self.settle();
@@ -124,7 +122,7 @@ impl World {
         let mut taken: BTreeMap<&str, Columns> = BTreeMap::new();
         let mut held: BTreeMap<&str, (u32, u64)> = BTreeMap::new();
         for lease in self.ledger.leases.values() {
-            let Some(slice) = &lease.slice else { continue };
+            let Some(slice) = lease.slices.first() else { continue };
             let span = Columns::span(slice.placement.start, slice.placement.size).unwrap();
             let columns = taken.entry(&slice.gpu).or_default();
             assert!(!span.overlaps(*columns), "two holders on {}", slice.gpu);
@@ -159,7 +157,7 @@ impl World {
     }
 }
 
-pub(super) const FREE: Limits = Limits { slices: None, gpu_memory_mib: None };
+pub(super) const FREE: Limits = Limits { slices: None, gpu_memory_mib: None, gpu_seconds: None };
 
 #[test]
 fn an_expired_lease_holds_its_slice_until_its_holder_is_heard_of() {
@@ -290,7 +288,7 @@ proptest! {
                 Step::Ask(user, need, slices) => {
                     let workload = format!("{}-{}", ["a", "b", "c"][user], workloads.len());
                     let need = ["1g.5gb", "2g.10gb", "3g.20gb", "7g.40gb", "2g.12gb", "1g.6gb+me", "10G", "cpu"][need];
-                    world.ask(&workload, need, Limits { slices, gpu_memory_mib: None }).unwrap();
+                    world.ask(&workload, need, Limits { slices, gpu_memory_mib: None, gpu_seconds: None }).unwrap();
                     workloads.push(workload);
                 }
                 Step::Release(nth) => world.ledger.release(&pick(nth), world.now),

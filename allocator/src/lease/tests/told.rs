@@ -10,7 +10,7 @@ use super::{
     ledger::{FREE, World},
 };
 use crate::{
-    AllocatorError, LeaseRequest, LeaseState, Limits,
+    AllocatorError, LeaseRequest, LeaseState,
     node::{DriverError, Listed, Order, Report, fake::FakeGpu},
 };
 use mlad::api::{Need, Wait};
@@ -97,7 +97,7 @@ fn a_reading_that_was_not_written_down_is_not_forgotten() {
         world.finish();
     }
     let leases: Vec<LeaseRow> = world.ledger.leases.values().cloned().collect();
-    let on = |at: usize| leases[at].slice.as_ref().unwrap().gpu_index as usize;
+    let on = |at: usize| leases[at].slices[0].gpu_index as usize;
     world.gpus[on(0)].reboot();
     world.ledger.report(world.gpus[on(0)].read(), world.now);
     // A GPU that does not answer shows nothing: what is on it stands.
@@ -194,13 +194,7 @@ fn places_are_told_without_counting_everybody_ahead() {
 fn leases_without_a_slice_are_bounded() {
     let mut ledger = Ledger::new("node-1".to_owned(), Duration::from_secs(60));
     let now = Now { wall: jiff::Timestamp::UNIX_EPOCH, steady: Duration::ZERO };
-    let request = |workload: String| LeaseRequest {
-        workload,
-        user: "alice".to_owned(),
-        need: Need::Cpu,
-        limits: Limits::default(),
-        expected_seconds: None,
-    };
+    let request = |workload: String| LeaseRequest::new(workload, "alice", Need::Cpu);
     for nth in 0..MOST_SLICELESS {
         ledger.request(&request(format!("w-{nth}-1")), now).unwrap();
         if nth % 1000 == 0 {
