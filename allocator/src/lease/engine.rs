@@ -3,7 +3,13 @@
 //! What arrives together is done together: all commands and reports of a batch become one transaction, and
 //! only after it is durable are they answered and the GPUs' threads given their orders.
 
-use super::{ledger::Ledger, record::Now, store::Store, view::Outlook};
+use super::{
+    ledger::Ledger,
+    record::Now,
+    store::Store,
+    usage::{self, day_of},
+    view::Outlook,
+};
 use crate::{
     AllocatorError, LeaseRequest, LeaseState, Resolved,
     node::{Change, DriverError, Failure, Node, Order, Report, Stage},
@@ -78,7 +84,7 @@ pub(super) struct Engine {
 impl Engine {
     /// Takes the ledger from the database and agrees with the driver, waiting for it at most `patience`.
     pub(super) async fn begin(&mut self, patience: Duration) -> Result<(), AllocatorError> {
-        let loaded = self.store.load().await?;
+        let loaded = self.store.load((self.clock)().wall).await?;
         self.ledger.load(loaded, (self.clock)());
         if self.node.is_some() {
             let until = Instant::now() + patience;
@@ -209,7 +215,7 @@ impl Engine {
 
     /// Takes the ledger from the database again, after it failed: what was not written has not happened.
     async fn recover(&mut self) {
-        match self.store.load().await {
+        match self.store.load((self.clock)().wall).await {
             Ok(loaded) => {
                 self.ledger.load(loaded, (self.clock)());
                 self.broken = None;
@@ -221,11 +227,17 @@ impl Engine {
     }
 
     async fn prune(&mut self) {
-        let before = (self.clock)().wall.checked_sub(HISTORY).unwrap_or(Timestamp::MIN);
+        let now = (self.clock)().wall;
+        let before = now.checked_sub(HISTORY).unwrap_or(Timestamp::MIN);
         match self.store.prune(before, MOST_HISTORY).await {
             Ok(0) => {}
             Ok(pruned) => tracing::info!(pruned, "old leases were forgotten"),
             Err(error) => tracing::warn!(%error, "old leases could not be forgotten"),
+        }
+        match self.store.prune_usage(day_of(now) - usage::KEPT_DAYS).await {
+            Ok(0) => {}
+            Ok(pruned) => tracing::info!(pruned, "old use was forgotten"),
+            Err(error) => tracing::warn!(%error, "old use could not be forgotten"),
         }
     }
 

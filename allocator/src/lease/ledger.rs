@@ -9,6 +9,7 @@ use super::{
     gpu::{Gpu, Key, Unread},
     record::{LeaseRow, Now, Purpose, Repartition, RequestRow, SliceRow, Status, Write},
     store::Loaded,
+    usage,
 };
 use crate::{
     AllocatorError,
@@ -480,6 +481,7 @@ impl Ledger {
 
     fn free(&mut self, fence: u64, reason: &str, now: Now) {
         let Some(lease) = self.leases.remove(&fence) else { return };
+        let used = usage::of(&lease, now.wall);
         let LeaseRow { request, slices, memory_mib, .. } = lease;
         tracing::info!(workload = request.workload, user = %request.user, fence, reason, "released");
         self.known.remove(&request.workload);
@@ -487,7 +489,7 @@ impl Ledger {
         self.renewed.remove(&fence);
         let workload = request.workload;
         self.just_ended.insert(workload.clone(), reason.to_owned());
-        self.effects.writes.push(Write::Release { fence, workload, at: now.wall, reason: reason.to_owned() });
+        self.effects.writes.push(Write::Release { fence, workload, at: now.wall, reason: reason.to_owned(), used });
         self.sliceless_held = self.sliceless_held.saturating_sub(usize::from(slices.is_empty()));
         for slice in slices {
             self.holders.remove(&(slice.gpu.clone(), (slice.profile, slice.placement.start)));

@@ -4,6 +4,7 @@
 //! * [`Embedded`] — the allocator in this process; [`Settings`] says how.
 //! * `engine` — the one task that owns the ledger, its database and its GPUs.
 //! * `ledger` — the state and its transitions: no I/O, the time as an argument.
+//! * `usage` — what a lease has used, day by day: pure.
 //! * `store` — SQL.
 
 mod admit;
@@ -15,6 +16,7 @@ mod ledger;
 mod machine;
 mod record;
 mod store;
+mod usage;
 mod view;
 
 pub use embedded::{Embedded, Gpus, Settings};

@@ -98,6 +98,24 @@ pub(super) enum Status {
     Over(String),
 }
 
+/// What leases have used on one day, by user and project. Times are microseconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct UsedRow {
+    /// Days since 1970, UTC.
+    pub(super) day: i32,
+    pub(super) user: Arc<str>,
+    pub(super) project: Option<Arc<str>>,
+    /// Of slices.
+    pub(super) slice_us: u64,
+    /// Of whole GPUs: each slice counting by its share of the compute slices, of the memory, and by the larger of
+    /// both.
+    pub(super) compute_us: u64,
+    pub(super) memory_us: u64,
+    pub(super) gpu_us: u64,
+    /// Leases that ended on that day.
+    pub(super) leases: u64,
+}
+
 /// A change of a GPU that is under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Repartition {
@@ -130,8 +148,8 @@ pub(super) enum Write {
     Expire { fence: u64, at: Timestamp },
     /// The lease may not be renewed any more.
     Over { fence: u64, at: Timestamp, reason: String },
-    /// The slice is free again.
-    Release { fence: u64, workload: String, at: Timestamp, reason: String },
+    /// The slices are free again; what was used of them is added to what their user has used before.
+    Release { fence: u64, workload: String, at: Timestamp, reason: String, used: Vec<UsedRow> },
     /// The slice at this position of a lease has another UUID or index now.
     Slice { fence: u64, position: usize, slice: SliceRow },
     /// A GPU is about to be changed.

@@ -140,3 +140,24 @@ async fn a_gpu_that_hangs_does_not_hold_up_the_end() {
     assert!(matches!(allocator.state("w-1-1").await, Ok(LeaseState::Waiting(_))));
     stop(&allocator).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_used_is_written_down_with_the_release_and_added_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let allocator = start(folder.path(), None).await;
+    for (workload, project) in [("w-1-1", None), ("w-2-1", None), ("j-1-1", Some("vision"))] {
+        let request = LeaseRequest { project: project.map(str::to_owned), ..ask(workload, "cpu") };
+        allocator.request(&request).await.unwrap();
+        allocator.release(workload).await.unwrap();
+        // Twice changes nothing.
+        allocator.release(workload).await.unwrap();
+    }
+    stop(&allocator).await;
+    let store = Store::open(&folder.path().join("allocator.db")).await.unwrap();
+    let loaded = store.load((system_clock())().wall).await.unwrap();
+    let leases = |project: Option<&str>| -> u64 {
+        loaded.used.iter().filter(|row| row.project.as_deref() == project).map(|row| row.leases).sum()
+    };
+    assert_eq!((leases(None), leases(Some("vision"))), (2, 1), "{:?}", loaded.used);
+    assert!(loaded.used.iter().all(|row| row.user.as_ref() == "alice" && row.gpu_us == 0));
+}

@@ -1,0 +1,155 @@
+//! What the allocator starts from: all that is in force.
+
+use super::{Loaded, Store, USED_DAYS, moment, narrow, unsigned};
+use crate::{
+    AllocatorError, Limits,
+    geometry::Share,
+    lease::record::{Ending, LeaseRow, Purpose, Repartition, RequestRow, SliceRow, Status, UsedRow},
+    lease::usage::day_of,
+    node::Change,
+};
+use jiff::Timestamp;
+use mlad::api::Placement;
+use sqlx::{Row, sqlite::SqliteRow};
+
+impl Store {
+    /// All that is in force at a time, and what was used before it.
+    pub(in crate::lease) async fn load(&self, now: Timestamp) -> Result<Loaded, AllocatorError> {
+        let mut loaded = Loaded::default();
+        let open = "SELECT * FROM request WHERE ended_at IS NULL
+                    AND workload NOT IN (SELECT workload FROM lease) ORDER BY seq";
+        for row in sqlx::query(open).fetch_all(&self.pool).await? {
+            loaded.waiting.push(request(&row)?);
+        }
+        let held = "SELECT * FROM lease JOIN request USING (workload) WHERE released_at IS NULL ORDER BY fence";
+        for row in sqlx::query(held).fetch_all(&self.pool).await? {
+            loaded.leases.push(lease(&row)?);
+        }
+        let slices = "SELECT * FROM slice WHERE released_at IS NULL ORDER BY fence, position";
+        for row in sqlx::query(slices).fetch_all(&self.pool).await? {
+            let fence = unsigned(row.try_get("fence")?);
+            if let Ok(at) = loaded.leases.binary_search_by_key(&fence, |lease| lease.fence)
+                && let Some(lease) = loaded.leases.get_mut(at)
+            {
+                lease.slices.push(slice(&row)?);
+            }
+        }
+        for row in sqlx::query("SELECT * FROM repartition ORDER BY id").fetch_all(&self.pool).await? {
+            loaded.repartitions.push(repartition(&row)?);
+        }
+        let asked = "SELECT profile FROM request WHERE profile <> 'cpu' ORDER BY seq DESC LIMIT 2048";
+        loaded.asked = sqlx::query_scalar(asked).fetch_all(&self.pool).await?;
+        loaded.asked.reverse();
+        let used = "SELECT * FROM usage WHERE day > $1";
+        for row in sqlx::query(used).bind(i64::from(day_of(now) - USED_DAYS)).fetch_all(&self.pool).await? {
+            loaded.used.push(used_row(&row)?);
+        }
+        for row in sqlx::query("SELECT name, value FROM counter").fetch_all(&self.pool).await? {
+            let value = unsigned(row.try_get("value")?);
+            match row.try_get::<String, _>("name")?.as_str() {
+                "fence" => loaded.fence = value,
+                "seq" => loaded.seq = value,
+                "repartition" => loaded.repartition = value,
+                _ => {}
+            }
+        }
+        Ok(loaded)
+    }
+}
+
+fn request(row: &SqliteRow) -> Result<RequestRow, AllocatorError> {
+    let need: String = row.try_get("need")?;
+    Ok(RequestRow {
+        workload: row.try_get("workload")?,
+        seq: unsigned(row.try_get("seq")?),
+        user: row.try_get::<String, _>("user_name")?.into(),
+        need: need.parse().map_err(|error: mlad::api::NeedError| AllocatorError::Store(error.to_string()))?,
+        slices: narrow(row.try_get("slices")?),
+        nodes: row.try_get::<Option<i64>, _>("nodes")?.map(narrow),
+        project: row.try_get::<Option<String>, _>("project")?.map(Into::into),
+        priority: i32::try_from(row.try_get::<i64, _>("priority")?).unwrap_or(0),
+        preemptible: row.try_get::<i64, _>("preemptible")? != 0,
+        reservation: row.try_get("reservation")?,
+        profile: row.try_get("profile")?,
+        limits: Limits {
+            slices: row.try_get::<Option<i64>, _>("limit_slices")?.map(narrow),
+            gpu_memory_mib: row.try_get::<Option<i64>, _>("limit_memory_mib")?.map(unsigned),
+            gpu_seconds: row.try_get::<Option<i64>, _>("limit_gpu_seconds")?.map(unsigned),
+        },
+        expected_seconds: row.try_get::<Option<i64>, _>("expected_seconds")?.map(unsigned),
+        requested_at: time(row, "requested_at")?,
+    })
+}
+
+fn lease(row: &SqliteRow) -> Result<LeaseRow, AllocatorError> {
+    let over: Option<String> = row.try_get("over_reason")?;
+    let expired: Option<i64> = row.try_get("expired_at")?;
+    let ends_at: Option<i64> = row.try_get("ends_at")?;
+    let reason = row.try_get::<Option<String>, _>("ends_reason")?.unwrap_or_default();
+    Ok(LeaseRow {
+        fence: unsigned(row.try_get("fence")?),
+        request: request(row)?,
+        node: row.try_get("node")?,
+        profile: row.try_get("granted")?,
+        memory_mib: unsigned(row.try_get("memory_mib")?),
+        share: Share { compute: narrow(row.try_get("compute_share")?), memory: narrow(row.try_get("memory_share")?) },
+        // Read from their own table.
+        slices: Vec::new(),
+        granted_at: time(row, "granted_at")?,
+        renewed_at: time(row, "renewed_at")?,
+        expires_at: time(row, "expires_at")?,
+        status: match (over, expired) {
+            (Some(reason), _) => Status::Over(reason),
+            (None, Some(_)) => Status::Expired,
+            (None, None) => Status::Active,
+        },
+        ending: ends_at.map(|at| Ok::<_, AllocatorError>(Ending { at: moment(at)?, reason })).transpose()?,
+    })
+}
+
+fn slice(row: &SqliteRow) -> Result<SliceRow, AllocatorError> {
+    let number = |column| row.try_get::<i64, _>(column).map(narrow);
+    Ok(SliceRow {
+        node: row.try_get("node")?,
+        gpu: row.try_get("gpu")?,
+        gpu_index: number("gpu_index")?,
+        profile: number("profile_id")?,
+        placement: Placement { start: number("slice_start")?, size: number("slice_size")? },
+        whole: number("whole")? != 0,
+        uuid: row.try_get("uuid")?,
+    })
+}
+
+/// A row of the table `usage`.
+pub(super) fn used_row(row: &SqliteRow) -> Result<UsedRow, AllocatorError> {
+    let number = |column| row.try_get::<i64, _>(column).map(unsigned);
+    let project: String = row.try_get("project")?;
+    Ok(UsedRow {
+        day: i32::try_from(row.try_get::<i64, _>("day")?).unwrap_or(i32::MAX),
+        user: row.try_get::<String, _>("user_name")?.into(),
+        project: Some(project).filter(|project| !project.is_empty()).map(Into::into),
+        slice_us: number("slice_us")?,
+        compute_us: number("compute_us")?,
+        memory_us: number("memory_us")?,
+        gpu_us: number("gpu_us")?,
+        leases: number("leases")?,
+    })
+}
+
+fn repartition(row: &SqliteRow) -> Result<Repartition, AllocatorError> {
+    let broken = |error: serde_json::Error| AllocatorError::Store(error.to_string());
+    let make: Option<String> = row.try_get("makes")?;
+    let make: Option<[u32; 3]> = make.as_deref().map(serde_json::from_str).transpose().map_err(broken)?;
+    let destroy = serde_json::from_str(&row.try_get::<String, _>("destroys")?).map_err(broken)?;
+    let workload: Option<String> = row.try_get("workload")?;
+    let make = make.map(|[profile, start, size]| (profile, Placement { start, size }));
+    Ok(Repartition {
+        gpu: row.try_get("gpu")?,
+        change: Change { id: unsigned(row.try_get("id")?), destroy, make },
+        purpose: workload.map_or(Purpose::Repair(0, 0), |workload| Purpose::Grant(0, workload)),
+    })
+}
+
+fn time(row: &SqliteRow, column: &str) -> Result<Timestamp, AllocatorError> {
+    moment(row.try_get(column)?)
+}
