@@ -43,7 +43,7 @@ fn loaded(gpus: usize) -> Loaded {
         let Some(wanted) = wanted.get(arrival.profile) else { continue };
         policy.see(&wanted.profile);
         pool.price(&policy);
-        if let Some(plan) = plan(&pool, wanted, &policy, |_| true) {
+        if let Some(plan) = plan(&pool, wanted, &policy, |_, _| true) {
             pool.occupy(&plan);
             running.push(Reverse(((arrival.at + arrival.life).to_bits(), plan.gpu, plan.placed)));
         }
@@ -60,7 +60,7 @@ fn decisions(criterion: &mut Criterion) {
         criterion.bench_function(&format!("decision/{gpus}"), |bencher| {
             bencher.iter(|| {
                 nth = (nth + 1) % wanted.len();
-                wanted.get(nth).and_then(|wanted| plan(black_box(&pool), wanted, &policy, |_| true))
+                wanted.get(nth).and_then(|wanted| plan(black_box(&pool), wanted, &policy, |_, _| true))
             });
         });
         let mut at = 0;
@@ -72,7 +72,7 @@ fn decisions(criterion: &mut Criterion) {
                 // What ends makes room for the same again, so that the pool stays as full as it is.
                 pool.release(gpu, placed);
                 pool.price(&policy);
-                let again = wanted.get(placed.profile).and_then(|wanted| plan(&pool, wanted, &policy, |_| true));
+                let again = wanted.get(placed.profile).and_then(|wanted| plan(&pool, wanted, &policy, |_, _| true));
                 if let Some(plan) = again {
                     pool.occupy(&plan);
                     *slot = (plan.gpu, plan.placed);

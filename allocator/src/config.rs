@@ -1,8 +1,9 @@
 //! Settings of the service: a TOML file, and flags over it.
 
 use mlad_allocator::{
-    AllocatorError, Gpus, Settings,
+    AllocatorError, Gpus, QueueSettings, Settings,
     placement::{Objective, PolicyName},
+    queue::Backfill,
     service::Listen,
 };
 use serde::Deserialize;
@@ -43,6 +44,18 @@ pub(crate) struct Flags {
     /// What is to be as many as possible: requests or slices [default: slices].
     #[arg(long)]
     objective: Option<Objective>,
+    /// Whether those behind somebody who waits for space are served: none, easy or conservative [default: easy].
+    #[arg(long)]
+    backfill: Option<Backfill>,
+    /// Days after which GPU time that was used counts half in the fair share [default: 7].
+    #[arg(long)]
+    half_life_days: Option<u32>,
+    /// Hours after which who waits is ahead of everybody who has not waited so long [default: 72].
+    #[arg(long)]
+    patience_hours: Option<u32>,
+    /// Seconds of notice for a lease that has to give way [default: 60].
+    #[arg(long)]
+    notice_seconds: Option<u32>,
 }
 
 /// What the file may hold.
@@ -57,6 +70,10 @@ struct ConfigFile {
     lease_seconds: Option<u64>,
     policy: Option<PolicyName>,
     objective: Option<Objective>,
+    backfill: Option<Backfill>,
+    half_life_days: Option<u32>,
+    patience_hours: Option<u32>,
+    notice_seconds: Option<u32>,
 }
 
 /// The settings in force.
@@ -70,12 +87,14 @@ pub(crate) struct Config {
     lease_seconds: u64,
     policy: PolicyName,
     objective: Objective,
+    queue: QueueSettings,
 }
 
 impl Config {
     pub(crate) fn read(flags: &Flags) -> Result<Self, AllocatorError> {
         let file = flags.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let pick = |flag: &Option<String>, key: Option<String>| flag.clone().or(key);
+        let queue = queue(flags, &file);
         let listen = pick(&flags.listen, file.listen).unwrap_or_else(|| "unix:/run/mlad/allocator.sock".to_owned());
         let database = flags.database.clone().or(file.database);
         Ok(Self {
@@ -87,6 +106,7 @@ impl Config {
             lease_seconds: flags.lease_seconds.or(file.lease_seconds).unwrap_or(Settings::LEASE.as_secs()),
             policy: flags.policy.or(file.policy).unwrap_or_default(),
             objective: flags.objective.or(file.objective).unwrap_or_default(),
+            queue,
         })
     }
 
@@ -95,6 +115,9 @@ impl Config {
         if matches!(self.listen, Listen::Tcp(_)) && self.token_file.is_none() {
             let why = "listening on TCP needs `token_file`: who reaches the port could take every slice";
             return Err(AllocatorError::Settings(why.to_owned()));
+        }
+        if self.queue.half_life.is_zero() {
+            return Err(AllocatorError::Settings("half_life_days has to be 1 or more".to_owned()));
         }
         if !(5..=86_400).contains(&self.lease_seconds) {
             return Err(AllocatorError::Settings("lease_seconds has to be from 5 to 86400".to_owned()));
@@ -110,8 +133,21 @@ impl Config {
         };
         let lease = Duration::from_secs(self.lease_seconds);
         let node = self.node.clone().map_or_else(host_name, Ok)?;
-        let (policy, objective) = (self.policy, self.objective);
-        Ok(Settings { database: self.database.clone(), node, gpus, lease, policy, objective })
+        let (policy, objective, queue) = (self.policy, self.objective, self.queue);
+        Ok(Settings { database: self.database.clone(), node, gpus, lease, policy, objective, queue })
+    }
+}
+
+fn queue(flags: &Flags, file: &ConfigFile) -> QueueSettings {
+    let usual = QueueSettings::default();
+    let time = |flag: Option<u32>, key: Option<u32>, unit: u64, usual: Duration| {
+        flag.or(key).map_or(usual, |count| Duration::from_secs(u64::from(count) * unit))
+    };
+    QueueSettings {
+        backfill: flags.backfill.or(file.backfill).unwrap_or_default(),
+        half_life: time(flags.half_life_days, file.half_life_days, 86_400, usual.half_life),
+        patience: time(flags.patience_hours, file.patience_hours, 3600, usual.patience),
+        notice: time(flags.notice_seconds, file.notice_seconds, 1, usual.notice),
     }
 }
 
@@ -143,6 +179,10 @@ mod tests {
             lease_seconds: None,
             policy: None,
             objective: None,
+            backfill: None,
+            half_life_days: None,
+            patience_hours: None,
+            notice_seconds: None,
         };
         let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/allocator.toml");
         let [example, default] = [Some(example), None].map(|file| Config::read(&flags(file)).unwrap());

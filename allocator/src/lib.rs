@@ -20,10 +20,10 @@ pub mod service;
 pub mod simulation;
 
 pub use error::AllocatorError;
-pub use lease::{Embedded, Gpus, Settings};
+pub use lease::{Embedded, Gpus, QueueSettings, Settings};
 
 use async_trait::async_trait;
-use mlad::api::{GpuMap, Lease, Need, NewReservation, Reservation, Wait};
+use mlad::api::{GpuMap, Lease, Need, Wait};
 use serde::{Deserialize, Serialize};
 
 /// A request for slices. Its key is the workload: asking again for the same workload changes nothing and
@@ -52,9 +52,6 @@ pub struct LeaseRequest {
     /// It may be ended, with notice, for a request of greater priority.
     #[serde(default)]
     pub preemptible: bool,
-    /// The advance reservation it is to be served from.
-    #[serde(default)]
-    pub reservation: Option<String>,
     /// Limits of the user over everything they hold, enforced at the grant. The last that were told count for all
     /// of the user's requests.
     pub limits: Limits,
@@ -84,7 +81,6 @@ impl LeaseRequest {
             project: None,
             priority: 0,
             preemptible: false,
-            reservation: None,
             limits: Limits::default(),
             expected_seconds: None,
         }
@@ -247,45 +243,13 @@ pub trait Allocate: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`AllocatorError::Invalid`] when a project lies within itself, or more are named than are taken.
-    async fn set_accounts(&self, accounts: &[Account]) -> Result<(), AllocatorError> {
-        let _ = accounts;
-        Err(AllocatorError::Invalid("not built yet".to_owned()))
-    }
+    async fn set_accounts(&self, accounts: &[Account]) -> Result<(), AllocatorError>;
 
     /// Every user and project that is known, and what of its limits is used.
     ///
     /// # Errors
     /// When the allocator cannot be reached.
-    async fn accounts(&self) -> Result<Vec<AccountState>, AllocatorError> {
-        Err(AllocatorError::Invalid("not built yet".to_owned()))
-    }
-
-    /// Keeps space for somebody for a time. Asking again for the same changes nothing.
-    ///
-    /// # Errors
-    /// [`AllocatorError::Invalid`] when there is another of that name, or the times cannot be;
-    /// [`AllocatorError::Impossible`] when there is no such space then, saying what is in the way.
-    async fn reserve(&self, reservation: &NewReservation) -> Result<Reservation, AllocatorError> {
-        let _ = reservation;
-        Err(AllocatorError::Invalid("not built yet".to_owned()))
-    }
-
-    /// Ends a reservation: what runs in it goes on as if it had been granted without. Idempotent.
-    ///
-    /// # Errors
-    /// When the allocator cannot be reached or cannot write it down.
-    async fn unreserve(&self, name: &str) -> Result<(), AllocatorError> {
-        let _ = name;
-        Err(AllocatorError::Invalid("not built yet".to_owned()))
-    }
-
-    /// The reservations that are not over, by the time they begin.
-    ///
-    /// # Errors
-    /// When the allocator cannot be reached.
-    async fn reservations(&self) -> Result<Vec<Reservation>, AllocatorError> {
-        Err(AllocatorError::Invalid("not built yet".to_owned()))
-    }
+    async fn accounts(&self) -> Result<Vec<AccountState>, AllocatorError>;
 
     /// Returns when leases, waits or GPUs have changed since version `seen` (at once if they already have),
     /// with the version now. Begin with 0. Versions begin anew when the allocator restarts.

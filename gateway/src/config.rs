@@ -5,10 +5,14 @@ mod check;
 mod tests;
 
 use mlad::api::Need;
-use mlad_allocator::placement::{Objective, PolicyName};
+use mlad_allocator::{
+    placement::{Objective, PolicyName},
+    queue::Backfill,
+};
 use serde::Deserialize;
 use std::{
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
@@ -392,6 +396,14 @@ pub struct Allocator {
     pub policy: Option<PolicyName>,
     /// What the embedded one makes as many as possible.
     pub objective: Option<Objective>,
+    /// Whether those behind somebody who waits for space are served.
+    pub backfill: Option<Backfill>,
+    /// Days after which GPU time that was used counts half in the fair share: 1 or more.
+    pub half_life_days: Option<NonZeroU32>,
+    /// Hours after which who waits is ahead of everybody who has not waited so long.
+    pub patience_hours: Option<u32>,
+    /// Seconds of notice for a lease that has to give way.
+    pub notice_seconds: Option<u32>,
 }
 
 impl Config {

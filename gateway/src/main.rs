@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use mlad::api::ExitCode;
 use mlad_allocator::{
-    Allocate, Embedded, Gpus, Settings,
+    Allocate, Embedded, Gpus, QueueSettings, Settings,
     service::{HttpAllocator, Token},
 };
 use mlad_gateway::{
@@ -22,6 +22,7 @@ use std::{
     fs::File,
     io::{IsTerminal as _, Write as _},
     net::SocketAddr,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -193,6 +194,7 @@ async fn allocator(config: &Config) -> anyhow::Result<(Arc<dyn Allocate>, Option
     }
     settings.policy = config.allocator.policy.unwrap_or_default();
     settings.objective = config.allocator.objective.unwrap_or_default();
+    settings.queue = queue_settings(&config.allocator);
     let embedded = Embedded::start(settings).await?;
     Ok((Arc::clone(&embedded) as _, Some(embedded)))
 }
@@ -239,4 +241,18 @@ fn stop_on_signal() -> anyhow::Result<CancellationToken> {
         cancelled.cancel();
     });
     Ok(stop)
+}
+
+/// How the allocator in this process serves those who wait.
+fn queue_settings(config: &mlad_gateway::config::Allocator) -> QueueSettings {
+    let usual = QueueSettings::default();
+    let time = |count: Option<u32>, unit: u64, usual: Duration| {
+        count.map_or(usual, |count| Duration::from_secs(u64::from(count) * unit))
+    };
+    QueueSettings {
+        backfill: config.backfill.unwrap_or_default(),
+        half_life: time(config.half_life_days.map(NonZeroU32::get), 86_400, usual.half_life),
+        patience: time(config.patience_hours, 3600, usual.patience),
+        notice: time(config.notice_seconds, 1, usual.notice),
+    }
 }

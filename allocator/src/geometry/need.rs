@@ -20,6 +20,11 @@ impl Resolution {
         self.by_model.get(model).copied().flatten()
     }
 
+    /// For each model the index of the profile that serves there.
+    pub fn by_model(&self) -> &[Option<usize>] {
+        &self.by_model
+    }
+
     /// The same on the models that `allowed` lets through, and nothing on others.
     pub fn only(&self, allowed: impl Fn(usize) -> bool) -> Cow<'_, Self> {
         let by_model = || self.by_model.iter().enumerate();

@@ -53,7 +53,6 @@ impl Ledger {
             project: request.project.as_deref().map(Into::into),
             priority: request.priority,
             preemptible: request.preemptible,
-            reservation: request.reservation.clone(),
             profile: Resolved::from(&resolution).profile,
             limits: request.limits,
             expected_seconds: request.expected_seconds,
@@ -63,6 +62,7 @@ impl Ledger {
             self.policy.see(&row.profile);
         }
         tracing::debug!(workload = row.workload, user = %row.user, need = %row.need, seq = row.seq, "asked");
+        self.tell_limits(&row.user, row.limits);
         self.effects.writes.push(Write::Request(row.clone()));
         self.enqueue(row);
         self.stir();
@@ -70,7 +70,7 @@ impl Ledger {
     }
 
     /// What a request comes to, if it may wait.
-    fn admit(&self, request: &LeaseRequest) -> Result<Resolution, AllocatorError> {
+    fn admit(&mut self, request: &LeaseRequest) -> Result<Resolution, AllocatorError> {
         check_names(request)?;
         if self.waiting.len() >= MOST_WAITING {
             let most = format!("{MOST_WAITING} requests wait already, and no more can; try again later");
@@ -82,6 +82,7 @@ impl Ledger {
         }
         let resolution = self.resolve(&request.need)?;
         within_limits(request, &resolution)?;
+        self.check_gang(request, &resolution)?;
         Ok(resolution)
     }
 }

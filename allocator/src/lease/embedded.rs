@@ -7,12 +7,13 @@ use super::{
     store::Store,
 };
 use crate::{
-    Allocate, AllocatorError, LeaseRequest, LeaseState, Resolved,
+    Account, AccountState, Allocate, AllocatorError, LeaseRequest, LeaseState, Resolved,
     node::{Driver, DriverError, Node, NvmlDriver},
     placement::{Objective, PolicyName},
+    queue::{Backfill, Rules},
 };
 use async_trait::async_trait;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use mlad::api::{GpuMap, Lease, Need, Wait};
 use std::{
     fs::{File, TryLockError},
@@ -42,6 +43,39 @@ pub struct Settings {
     pub policy: PolicyName,
     /// What is to be as many as possible.
     pub objective: Objective,
+    /// How those who wait are served.
+    pub queue: QueueSettings,
+}
+
+/// How those who wait are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueSettings {
+    /// Whether those behind somebody who waits for space are served.
+    pub backfill: Backfill,
+    /// After so long, GPU time that was used counts half in the fair share.
+    pub half_life: Duration,
+    /// Who has waited for so long is ahead of everybody who has not.
+    pub patience: Duration,
+    /// How long before its end a lease that gives way, or whose GPU time is used up, is told.
+    pub notice: Duration,
+}
+
+impl Default for QueueSettings {
+    fn default() -> Self {
+        Self {
+            backfill: Backfill::default(),
+            half_life: Duration::from_secs(7 * 86_400),
+            patience: Duration::from_secs(3 * 86_400),
+            notice: Duration::from_secs(60),
+        }
+    }
+}
+
+impl QueueSettings {
+    pub(super) fn rules(self) -> Rules {
+        let signed = |duration| SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
+        Rules { backfill: self.backfill, patience: signed(self.patience), notice: signed(self.notice) }
+    }
 }
 
 /// Where the GPUs come from.
@@ -61,8 +95,9 @@ impl Settings {
 
     /// The usual settings: the system's GPUs, leases of 60 s.
     pub fn new(database: impl Into<PathBuf>, node: impl Into<String>) -> Self {
-        let (policy, objective) = Default::default();
-        Self { database: database.into(), node: node.into(), gpus: Gpus::System, lease: Self::LEASE, policy, objective }
+        let (policy, objective, queue) = Default::default();
+        let (database, node) = (database.into(), node.into());
+        Self { database, node, gpus: Gpus::System, lease: Self::LEASE, policy, objective, queue }
     }
 }
 
@@ -122,7 +157,9 @@ impl Embedded {
         let (sender, version) = watch::channel(first);
         let node = opener.map(|open| Node::start(open, report)).transpose();
         let mut engine = Engine {
-            ledger: Ledger::new(settings.node, settings.lease).with(settings.policy.policy(settings.objective)),
+            ledger: Ledger::new(settings.node, settings.lease)
+                .with(settings.policy.policy(settings.objective))
+                .queued_by(settings.queue),
             store,
             _lock: lock,
             node: node.map_err(|error| AllocatorError::Driver(error.to_string()))?,
@@ -220,6 +257,15 @@ impl Allocate for Embedded {
 
     async fn map(&self) -> Result<GpuMap, AllocatorError> {
         self.ask(Command::Map).await
+    }
+
+    async fn set_accounts(&self, accounts: &[Account]) -> Result<(), AllocatorError> {
+        let accounts = accounts.to_vec();
+        self.ask(|reply| Command::SetAccounts(accounts, reply)).await
+    }
+
+    async fn accounts(&self) -> Result<Vec<AccountState>, AllocatorError> {
+        self.ask(Command::Accounts).await
     }
 
     async fn changed(&self, seen: u64) -> Result<u64, AllocatorError> {

@@ -11,7 +11,7 @@ use super::{
     view::Outlook,
 };
 use crate::{
-    AllocatorError, LeaseRequest, LeaseState, Resolved,
+    Account, AccountState, AllocatorError, LeaseRequest, LeaseState, Resolved,
     node::{Change, DriverError, Failure, Node, Order, Report, Stage},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -57,6 +57,8 @@ pub(super) enum Command {
     Leases(Reply<Vec<Lease>>),
     Waits(Reply<Vec<Wait>>),
     Map(Reply<GpuMap>),
+    SetAccounts(Vec<Account>, Reply<()>),
+    Accounts(Reply<Vec<AccountState>>),
 }
 
 /// An answer, to be given once everything is written down.
@@ -352,6 +354,14 @@ impl Engine {
                 Ok(engine.ledger.waits(&outlook, now))
             }),
             Command::Map(reply) => told(reply, |engine| Ok(engine.ledger.map())),
+            Command::SetAccounts(accounts, reply) => match self.ledger.set_accounts(&accounts, now) {
+                Ok(()) => answer(reply, |_| Ok(())),
+                Err(error) => refuse(reply, error),
+            },
+            Command::Accounts(reply) => told(reply, |engine| {
+                let now = (engine.clock)();
+                Ok(engine.ledger.account_states(now))
+            }),
         }
     }
 

@@ -1,28 +1,29 @@
 //! The ledger's state and its transitions: no I/O, the time as an argument.
 //!
 //! Every transition leaves in [`Effects`] what has to be written down, and what the GPUs' threads are to do
-//! once it is. What is let in is in `admit.rs`, what is on the GPUs in `machine.rs`, what is told of it all in
+//! once it is. What is let in is in `admit.rs`, who is served in `line.rs`, whose share it is in `shares.rs`, what is on the GPUs in `machine.rs`, what is told of it all in
 //! `view.rs`.
 
 use super::{
     deadlines::Deadlines,
+    embedded::QueueSettings,
     gpu::{Gpu, Key, Unread},
+    line::steady,
     record::{LeaseRow, Now, Purpose, Repartition, RequestRow, SliceRow, Status, Write},
     store::Loaded,
     usage,
 };
 use crate::{
-    AllocatorError,
-    geometry::{Share, resolve},
+    AccountName, AllocatorError,
+    geometry::Share,
     node::{Change, Order},
     placement::{Action, ExpectedRoom, Plan, Policy, Pool},
-    queue::{self, Entry, Holdings},
+    queue::{Accounts, Charge, Entry, Line, Rules},
 };
 use jiff::SignedDuration;
-use mlad::api::{Need, Placement};
+use mlad::api::Placement;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
     time::Duration,
 };
 
@@ -41,7 +42,22 @@ pub(super) struct Ledger {
     pub(super) just_ended: HashMap<String, String>,
     /// Slots that leases hold: GPU, profile and start.
     pub(super) holders: BTreeMap<(String, Key), u64>,
-    pub(super) holdings: Holdings,
+    /// Slots that are kept for waiting requests while what they lack is made.
+    pub(super) promised: BTreeMap<(String, Key), u64>,
+    /// Users and projects, what they hold and have used.
+    pub(super) accounts: Accounts,
+    /// Those of them that the database knows by themselves, and not from requests alone.
+    pub(super) stored: BTreeSet<AccountName>,
+    /// Who waits, in the order of the line.
+    pub(super) line: Line,
+    pub(super) rules: Rules,
+    half_life: Duration,
+    /// When GPU time that is going to be used up is to be looked at.
+    pub(super) notice_at: Option<Duration>,
+    /// When each lease that has had notice ends.
+    pub(super) endings: Deadlines,
+    /// For which waiting request leases have had notice.
+    pub(super) giving_way: BTreeMap<u64, u64>,
     /// Changes of GPUs that are under way.
     pub(super) changes: HashMap<u64, Repartition>,
     pub(super) gpus: Vec<Gpu>,
@@ -55,14 +71,14 @@ pub(super) struct Ledger {
     pub(super) effects: Effects,
     /// Slots whose destruction was under way when the allocator stopped.
     pub(super) unfinished: BTreeSet<(String, Key)>,
-    deadlines: Deadlines,
+    pub(super) deadlines: Deadlines,
     renewed: BTreeSet<u64>,
     flush_at: Option<Duration>,
-    fence: u64,
+    pub(super) fence: u64,
     pub(super) seq: u64,
     repartition: u64,
     /// Waiting requests that need no slice, and so no queue.
-    sliceless: Vec<u64>,
+    pub(super) sliceless: Vec<u64>,
     /// How many leases hold no slice.
     sliceless_held: usize,
     /// Something changed since the queue was last gone through.
@@ -74,18 +90,26 @@ pub(super) struct Ledger {
 pub(super) struct Waiting {
     pub(super) row: RequestRow,
     pub(super) entry: Entry,
-    /// Memory in MiB reserved for it while its slice is being made.
-    pub(super) reserved_mib: u64,
+    /// Its places, while what of them is missing is being made.
+    pub(super) places: Vec<(String, Key)>,
+    /// What it counts for meanwhile.
+    pub(super) charge: Option<Charge>,
     /// How its place was chosen, for the log; none after a restart in between.
-    chosen: Option<Chosen>,
+    pub(super) chosen: Option<Chosen>,
+}
+
+impl AsRef<Entry> for Waiting {
+    fn as_ref(&self) -> &Entry {
+        &self.entry
+    }
 }
 
 /// How the place of a request was chosen.
 #[derive(Debug, Clone)]
-struct Chosen {
-    cost: i64,
-    action: &'static str,
-    why: String,
+pub(super) struct Chosen {
+    pub(super) cost: i64,
+    pub(super) action: &'static str,
+    pub(super) why: String,
 }
 
 impl From<&Plan> for Chosen {
@@ -103,10 +127,10 @@ impl From<&Plan> for Chosen {
 /// A slice that is ready to be granted.
 #[derive(Debug)]
 pub(super) struct Ready {
-    slice: SliceRow,
-    profile: String,
-    memory_mib: u64,
-    share: Share,
+    pub(super) slice: SliceRow,
+    pub(super) profile: String,
+    pub(super) memory_mib: u64,
+    pub(super) share: Share,
 }
 
 /// Where a workload is found.
@@ -140,7 +164,15 @@ impl Ledger {
             known: HashMap::new(),
             just_ended: HashMap::new(),
             holders: BTreeMap::new(),
-            holdings: Holdings::default(),
+            promised: BTreeMap::new(),
+            accounts: Accounts::new(QueueSettings::default().half_life),
+            stored: BTreeSet::new(),
+            line: Line::default(),
+            rules: QueueSettings::default().rules(),
+            half_life: QueueSettings::default().half_life,
+            notice_at: None,
+            endings: Deadlines::default(),
+            giving_way: BTreeMap::new(),
             changes: HashMap::new(),
             gpus: Vec::new(),
             unread: BTreeMap::new(),
@@ -167,13 +199,21 @@ impl Ledger {
         Self { policy, ..self }
     }
 
+    /// The same, serving those who wait by these settings.
+    pub(super) fn queued_by(self, settings: QueueSettings) -> Self {
+        let half_life = settings.half_life;
+        Self { rules: settings.rules(), half_life, accounts: Accounts::new(half_life), ..self }
+    }
+
     /// Takes over what the database says, in place of what is remembered. Every lease has a full period from
     /// now. What is known of the GPUs, and changes that their threads are at, stay.
-    pub(super) fn load(&mut self, loaded: Loaded, now: Now) {
+    pub(super) fn load(&mut self, mut loaded: Loaded, now: Now) {
         self.forget();
         self.effects.changed = true;
         (self.waiting, self.leases) = Default::default();
-        (self.known, self.holders, self.holdings, self.sliceless) = Default::default();
+        (self.known, self.holders, self.promised, self.line, self.sliceless) = Default::default();
+        (self.endings, self.giving_way) = Default::default();
+        self.open_accounts(&loaded, now);
         self.sliceless_held = 0;
         self.just_ended.clear();
         if self.seq == 0 {
@@ -185,19 +225,20 @@ impl Ledger {
         self.fence = self.fence.max(loaded.fence);
         self.seq = self.seq.max(loaded.seq);
         self.repartition = self.repartition.max(loaded.repartition);
-        for row in loaded.leases {
+        for row in std::mem::take(&mut loaded.leases) {
             self.fence = self.fence.max(row.fence);
             self.deadlines.set(row.fence, now.steady + self.period);
-            for _ in &row.slices {
-                self.holdings.add(&row.request.user, row.memory_mib);
+            self.count(&row, now);
+            if let Some(ending) = &row.ending {
+                self.endings.set(row.fence, steady(ending.at, now));
             }
             self.keep(LeaseRow { expires_at: self.end_of_period(now), ..row });
         }
-        for row in loaded.waiting {
+        for row in std::mem::take(&mut loaded.waiting) {
             self.seq = self.seq.max(row.seq);
             self.enqueue(row);
         }
-        for left in loaded.repartitions {
+        for left in &loaded.repartitions {
             if self.changes.contains_key(&left.change.id) {
                 continue;
             }
@@ -212,8 +253,10 @@ impl Ledger {
         }
         let underway: Vec<u64> = self.changes.keys().copied().collect();
         for id in underway {
-            self.resume(id);
+            self.resume(id, now);
         }
+        // What administrators said last counts more than what requests have said before.
+        drop(self.accounts.set(&loaded.accounts, now.wall));
         self.rebuild_all();
         // What readings have shown of the leases may be among what was not written down, too.
         self.compare_all(now);
@@ -303,6 +346,7 @@ impl Ledger {
                 self.effects.writes.push(Write::Renew { fence, at, expires_at });
             }
         }
+        self.tick_notices(now);
         self.look_again(now);
     }
 
@@ -311,31 +355,12 @@ impl Ledger {
         let deadline = self.deadlines.next();
         let retries = self.gpus.iter().filter_map(Gpu::next_retry);
         let unread = self.unread.values().map(|unread| unread.doubt.retry_at);
-        retries.chain(unread).chain(deadline).chain(self.flush_at).min()
+        retries.chain(unread).chain(deadline).chain(self.flush_at).chain(self.next_notice()).min()
     }
 
-    /// Goes through the queue and grants what can be.
-    pub(super) fn schedule(&mut self, now: Now) {
-        if !std::mem::take(&mut self.stirred) {
-            return;
-        }
-        for seq in std::mem::take(&mut self.sliceless) {
-            self.grant(seq, None, now);
-        }
-        let entries = self.waiting.values().map(|waiting| &waiting.entry);
-        let grants = queue::schedule(entries, &mut self.holdings, &mut self.pool, &self.policy);
-        for (seq, plan) in grants {
-            match plan {
-                None => self.grant(seq, None, now),
-                Some(plan) => {
-                    let user = self.waiting.get(&seq).map(|waiting| Arc::clone(&waiting.row.user));
-                    if let (None, Some(user)) = (self.carry_out(seq, &plan, now), user) {
-                        tracing::error!(seq, ?plan, "a plan does not fit the GPUs it was made for");
-                        self.holdings.take(&user, queue::memory_of(&self.pool, &plan));
-                    }
-                }
-            }
-        }
+    /// After so long use counts half.
+    pub(super) fn half_life(&self) -> Duration {
+        self.half_life
     }
 
     /// The greatest numbers given so far, by the names the store has for them.
@@ -367,56 +392,6 @@ impl Ledger {
         self.changes.insert(self.repartition, repartition);
     }
 
-    /// Grants a waiting request: with this slice and its memory, or without one.
-    pub(super) fn grant(&mut self, seq: u64, slice: Option<Ready>, now: Now) {
-        let Some(waiting) = self.waiting.remove(&seq) else { return };
-        self.fence += 1;
-        let (slices, profile, memory_mib, share) = match slice {
-            Some(Ready { slice, profile, memory_mib, share }) => (vec![slice], profile, memory_mib, share),
-            None => (Vec::new(), "cpu".to_owned(), 0, Share::NONE),
-        };
-        let lease = LeaseRow {
-            fence: self.fence,
-            request: waiting.row,
-            node: slices.first().map_or_else(|| self.node.clone(), |slice| slice.node.clone()),
-            profile,
-            memory_mib,
-            share,
-            slices,
-            granted_at: now.wall,
-            renewed_at: now.wall,
-            expires_at: self.end_of_period(now),
-            status: Status::Active,
-            ending: None,
-        };
-        let LeaseRow { request, slices, .. } = &lease;
-        let slice = slices.first();
-        let (action, why) = match (&waiting.chosen, slice) {
-            (Some(chosen), _) => (chosen.action, chosen.why.as_str()),
-            (None, Some(_)) => ("make", "it was being made for it when the ledger was read anew"),
-            (None, None) => ("none", "it needs no slice"),
-        };
-        tracing::info!(workload = request.workload, user = %request.user, need = %request.need,
-            profile = lease.profile, fence = lease.fence,
-            gpu = slice.map(|slice| slice.gpu_index),
-            start = slice.map(|slice| slice.placement.start),
-            uuid = slice.map(|slice| &slice.uuid),
-            cost = waiting.chosen.as_ref().map(|chosen| chosen.cost), action, why, "granted");
-        self.deadlines.set(self.fence, now.steady + self.period);
-        self.effects.writes.push(Write::Grant(Box::new(lease.clone())));
-        self.keep(lease);
-        self.effects.changed = true;
-    }
-
-    /// The change for a waiting request failed: it waits on, its reservation given back.
-    pub(super) fn wait_on(&mut self, seq: u64) {
-        if let Some(waiting) = self.waiting.get_mut(&seq) {
-            waiting.entry.preparing = false;
-            self.holdings.take(&waiting.entry.user, waiting.reserved_mib);
-        }
-        self.stir();
-    }
-
     /// A lease may not be renewed any more; its slice stays held until it is released.
     pub(super) fn end(&mut self, fence: u64, reason: &str, now: Now) {
         let Some(lease) = self.leases.get_mut(&fence) else { return };
@@ -426,38 +401,12 @@ impl Ledger {
         tracing::warn!(workload = lease.request.workload, user = %lease.request.user, fence, reason, "the lease is over");
         lease.status = Status::Over(reason.to_owned());
         self.deadlines.remove(fence);
+        self.endings.remove(fence);
         self.effects.writes.push(Write::Over { fence, at: now.wall, reason: reason.to_owned() });
         self.effects.changed = true;
     }
 
-    /// Takes up a change again whose request was loaded anew.
-    fn resume(&mut self, id: u64) {
-        let Some(Repartition { purpose: Purpose::Grant(seq, _), gpu, change }) = self.changes.get(&id) else { return };
-        let gpu = self.gpus.iter().find(|known| known.uuid == *gpu);
-        let profile = change.make.and_then(|(profile, _)| gpu?.model.profiles().iter().find(|p| p.id == profile));
-        let Some(waiting) = self.waiting.get_mut(seq) else { return };
-        waiting.entry.preparing = true;
-        waiting.reserved_mib = profile.map_or(0, |profile| profile.memory_mib);
-        self.holdings.add(&waiting.entry.user, waiting.reserved_mib);
-    }
-
-    pub(super) fn enqueue(&mut self, row: RequestRow) {
-        let entry = Entry {
-            seq: row.seq,
-            user: Arc::clone(&row.user),
-            limits: row.limits,
-            wanted: resolve(&row.need, self.pool.models()).ok().map(Arc::new),
-            preparing: false,
-            expected_seconds: row.expected_seconds,
-        };
-        if row.need == Need::Cpu {
-            self.sliceless.push(row.seq);
-        }
-        self.known.insert(row.workload.clone(), Standing::Waiting(row.seq));
-        self.waiting.insert(row.seq, Waiting { row, entry, reserved_mib: 0, chosen: None });
-    }
-
-    fn keep(&mut self, lease: LeaseRow) {
+    pub(super) fn keep(&mut self, lease: LeaseRow) {
         self.known.insert(lease.request.workload.clone(), Standing::Leased(lease.fence));
         for slice in &lease.slices {
             self.holders.insert((slice.gpu.clone(), (slice.profile, slice.placement.start)), lease.fence);
@@ -466,26 +415,16 @@ impl Ledger {
         self.leases.insert(lease.fence, lease);
     }
 
-    fn give_up(&mut self, seq: u64, reason: &str, now: Now) {
-        let Some(waiting) = self.waiting.remove(&seq) else { return };
-        let workload = waiting.row.workload;
-        tracing::info!(workload, user = %waiting.row.user, reason, "no longer waits");
-        if waiting.entry.preparing {
-            self.holdings.take(&waiting.entry.user, waiting.reserved_mib);
-        }
-        self.known.remove(&workload);
-        self.just_ended.insert(workload.clone(), reason.to_owned());
-        self.effects.writes.push(Write::GiveUp { workload, at: now.wall, reason: reason.to_owned() });
-        self.stir();
-    }
-
     fn free(&mut self, fence: u64, reason: &str, now: Now) {
         let Some(lease) = self.leases.remove(&fence) else { return };
         let used = usage::of(&lease, now.wall);
-        let LeaseRow { request, slices, memory_mib, .. } = lease;
+        self.count_out(&lease, &used, now);
+        let LeaseRow { request, slices, .. } = lease;
         tracing::info!(workload = request.workload, user = %request.user, fence, reason, "released");
         self.known.remove(&request.workload);
         self.deadlines.remove(fence);
+        self.endings.remove(fence);
+        self.giving_way.remove(&fence);
         self.renewed.remove(&fence);
         let workload = request.workload;
         self.just_ended.insert(workload.clone(), reason.to_owned());
@@ -493,37 +432,9 @@ impl Ledger {
         self.sliceless_held = self.sliceless_held.saturating_sub(usize::from(slices.is_empty()));
         for slice in slices {
             self.holders.remove(&(slice.gpu.clone(), (slice.profile, slice.placement.start)));
-            self.holdings.take(&request.user, memory_mib);
             self.rebuild(&slice.gpu);
         }
         self.stir();
-    }
-
-    /// Does what a plan says: grants what is there, or begins to make it.
-    fn carry_out(&mut self, seq: u64, plan: &Plan, now: Now) -> Option<()> {
-        let gpu = self.gpus.get(plan.gpu)?;
-        let key = gpu.key(plan.placed)?;
-        let profile = gpu.model.profile(plan.placed.profile)?;
-        let waiting = self.waiting.get_mut(&seq)?;
-        let (uuid, placement) = (gpu.uuid.clone(), Placement { start: key.1, size: profile.columns });
-        let chosen = waiting.chosen.insert(Chosen::from(plan));
-        match &plan.action {
-            Action::Reuse => {
-                let slice = self.slice(plan.gpu, key)?;
-                self.grant(seq, Some(slice), now);
-            }
-            Action::Make { destroy } => {
-                waiting.entry.preparing = true;
-                waiting.reserved_mib = profile.memory_mib;
-                let destroy: Vec<Key> = destroy.iter().filter_map(|placed| gpu.key(*placed)).collect();
-                tracing::info!(workload = waiting.row.workload, user = %waiting.row.user, need = %waiting.row.need,
-                    gpu = gpu.index, profile = profile.name, start = key.1, destroyed = ?destroy,
-                    cost = chosen.cost, action = chosen.action, why = chosen.why, "repartitioning");
-                let purpose = Purpose::Grant(seq, waiting.row.workload.clone());
-                self.begin(&uuid, destroy, Some((key.0, placement)), purpose, now);
-            }
-        }
-        Some(())
     }
 
     /// What is in a slot, ready to be granted.
@@ -554,7 +465,7 @@ impl Ledger {
         self.sliceless_held + self.sliceless.len()
     }
 
-    fn end_of_period(&self, now: Now) -> jiff::Timestamp {
+    pub(super) fn end_of_period(&self, now: Now) -> jiff::Timestamp {
         let period = SignedDuration::try_from(self.period).unwrap_or(SignedDuration::MAX);
         now.wall.checked_add(period).unwrap_or(jiff::Timestamp::MAX)
     }

@@ -6,7 +6,6 @@ use super::{
     record::{Now, Purpose, Repartition, Status, Write},
 };
 use crate::{
-    geometry::resolve,
     node::{DriverError, Failure, Listed, Order, Reading, Report, Stage},
     placement::Pool,
     queue::TROUBLES,
@@ -127,9 +126,7 @@ impl Ledger {
         let gpus = spaces.collect();
         self.pool = Pool::new(models, gpus);
         self.pool.price(&self.policy);
-        for waiting in self.waiting.values_mut() {
-            waiting.entry.wanted = resolve(&waiting.row.need, self.pool.models()).ok().map(Arc::new);
-        }
+        self.work_out_all();
         self.stir();
     }
 
@@ -146,7 +143,9 @@ impl Ledger {
         let from = (uuid.to_owned(), (0, 0));
         let leased = self.holders.range(from..).take_while(|((gpu, _), _)| gpu == uuid).map(|((_, key), _)| *key);
         let changing = self.changes.values().filter(|repartition| repartition.gpu == uuid);
-        leased.chain(changing.flat_map(Repartition::slots)).collect()
+        let from = (uuid.to_owned(), (0, 0));
+        let promised = self.promised.range(from..).take_while(|((gpu, _), _)| gpu == uuid).map(|((_, key), _)| *key);
+        leased.chain(promised).chain(changing.flat_map(Repartition::slots)).collect()
     }
 
     /// What is known of a GPU, as far as it matters to others.
@@ -365,14 +364,18 @@ impl Ledger {
         let made = change.make.map(|(profile, placement)| (profile, placement.start));
         let slice = at.zip(made).and_then(|(at, key)| self.slice(at, key));
         match (result, slice) {
-            _ if !self.waiting.contains_key(&seq) => {
-                tracing::info!(workload, gpu = uuid, "made for a request that was given up; it stays idle");
+            _ if made.is_none_or(|key| self.promised.get(&(uuid.clone(), key)) != Some(&seq)) => {
+                tracing::info!(
+                    workload,
+                    gpu = uuid,
+                    "made for a request that does not wait for it any more; it stays idle"
+                );
             }
-            (Ok(()), Some(slice)) => self.grant(seq, Some(slice), now),
+            (Ok(()), Some(_)) => self.made(seq, now),
             (result, _) => {
                 let reason = result.err().map_or("it is not there".to_owned(), |failure| failure.error.to_string());
                 tracing::warn!(workload, gpu = uuid, reason, "the slice could not be made; the request waits on");
-                self.wait_on(seq);
+                self.wait_on(seq, now);
             }
         }
     }

@@ -4,6 +4,7 @@
 //! * [`Embedded`] — the allocator in this process; [`Settings`] says how.
 //! * `engine` — the one task that owns the ledger, its database and its GPUs.
 //! * `ledger` — the state and its transitions: no I/O, the time as an argument.
+//! * `line` — who of those that wait is served; `shares` — whose limits and whose share a lease counts for.
 //! * `usage` — what a lease has used, day by day: pure.
 //! * `store` — SQL.
 
@@ -13,13 +14,15 @@ mod embedded;
 mod engine;
 mod gpu;
 mod ledger;
+mod line;
 mod machine;
 mod record;
+mod shares;
 mod store;
 mod usage;
 mod view;
 
-pub use embedded::{Embedded, Gpus, Settings};
+pub use embedded::{Embedded, Gpus, QueueSettings, Settings};
 
 #[cfg(test)]
 mod tests;

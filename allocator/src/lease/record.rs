@@ -1,6 +1,6 @@
 //! What the ledger remembers, and what it writes down.
 
-use crate::{Limits, geometry::Share, node::Change};
+use crate::{Account, Limits, geometry::Share, node::Change};
 use jiff::Timestamp;
 use mlad::api::{Need, Placement};
 use std::{sync::Arc, time::Duration};
@@ -26,8 +26,6 @@ pub(super) struct RequestRow {
     pub(super) project: Option<Arc<str>>,
     pub(super) priority: i32,
     pub(super) preemptible: bool,
-    /// The advance reservation it is to be served from.
-    pub(super) reservation: Option<String>,
     /// What the need came to when it was asked.
     pub(super) profile: String,
     pub(super) limits: Limits,
@@ -148,6 +146,10 @@ pub(super) enum Write {
     Expire { fence: u64, at: Timestamp },
     /// The lease may not be renewed any more.
     Over { fence: u64, at: Timestamp, reason: String },
+    /// The lease has notice that it ends, or not any more.
+    Ending { fence: u64, ending: Option<Ending> },
+    /// What administrators want of a user or a project.
+    Account(Account),
     /// The slices are free again; what was used of them is added to what their user has used before.
     Release { fence: u64, workload: String, at: Timestamp, reason: String, used: Vec<UsedRow> },
     /// The slice at this position of a lease has another UUID or index now.

@@ -98,7 +98,6 @@ mod tests {
             project: Some("vision".into()),
             priority: 0,
             preemptible: false,
-            reservation: None,
             profile: "gpu".to_owned(),
             limits: Limits::default(),
             expected_seconds: None,

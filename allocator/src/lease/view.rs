@@ -3,17 +3,18 @@
 use super::{
     gpu::{Gpu, key_of},
     ledger::{Ledger, Standing, Waiting},
-    record::{Ending, LeaseRow, SliceRow, Status},
+    line::held_slots,
+    record::{Ending, LeaseRow, Now, SliceRow, Status},
 };
 use crate::{
     AllocatorError, LeaseState,
     geometry::{Columns, Placed, Profile, Resolution},
     placement::{self, Shortage, plan},
-    queue::{self, Block, Entry, Facts},
+    queue::{self, Block, Entry, Facts, Scene},
 };
 use jiff::{SignedDuration, Timestamp};
 use mlad::api::{GpuMap, Holder, Lease, LeasedSlice, Need, ProfileRoom, Slice, SliceState, Wait};
-use std::{collections::HashMap, sync::OnceLock};
+use std::{collections::HashMap, sync::OnceLock, time::Duration};
 
 /// Estimates are worked out anew this often while a lease is overdue: it may end any moment, and each moment that
 /// it does not puts off what comes after it.
@@ -23,11 +24,10 @@ const OVERDUE: SignedDuration = SignedDuration::from_secs(5);
 /// its estimates wrong.
 pub(super) struct Outlook {
     line: queue::Outlook,
-    estimates: HashMap<u64, Timestamp>,
     /// Until when the estimates are good.
     until: Timestamp,
-    /// Every waiting request, first in line first: worked out when it is first needed.
-    order: OnceLock<Vec<u64>>,
+    /// Every waiting request, first in line first, and the place of each: worked out when they are first needed.
+    order: OnceLock<(Vec<u64>, HashMap<u64, usize>)>,
     /// By need, for those that wait for space: what is missing, and which lease alone is in the way.
     shortages: HashMap<String, (Shortage, Option<String>)>,
     free: Vec<String>,
@@ -52,9 +52,12 @@ impl Ledger {
             return Some(LeaseState::Ended { reason });
         };
         match standing {
-            Standing::Waiting(seq) => {
-                Some(LeaseState::Waiting(self.wait(self.waiting.get(seq)?, self.ahead(*seq, outlook), outlook, now)))
-            }
+            Standing::Waiting(seq) => Some(LeaseState::Waiting(self.wait(
+                self.waiting.get(seq)?,
+                self.ahead(*seq, outlook, now),
+                outlook,
+                now,
+            ))),
             Standing::Leased(fence) => Some(match self.leases.get(fence)? {
                 LeaseRow { status: Status::Over(reason), .. } => LeaseState::Ended { reason: reason.clone() },
                 lease => LeaseState::Granted(lease.to_api()),
@@ -63,13 +66,20 @@ impl Ledger {
     }
 
     /// How many requests wait ahead of one.
-    fn ahead(&self, seq: u64, outlook: &Outlook) -> usize {
-        // Who has just asked is the last, and needs no list of all.
-        if self.waiting.last_key_value().is_some_and(|(last, _)| *last == seq) {
-            return self.waiting.len() - 1;
+    fn ahead(&self, seq: u64, outlook: &Outlook, now: Timestamp) -> usize {
+        if self.waiting.len() <= 1 {
+            return 0;
         }
-        let order = outlook.order.get_or_init(|| self.waiting.keys().copied().collect());
-        order.binary_search(&seq).unwrap_or_else(|at| at)
+        self.order(outlook, now).1.get(&seq).copied().unwrap_or(0)
+    }
+
+    fn order<'a>(&self, outlook: &'a Outlook, now: Timestamp) -> &'a (Vec<u64>, HashMap<u64, usize>) {
+        outlook.order.get_or_init(|| {
+            let line = self.line.order(&self.waiting, &self.accounts, self.rules.patience, now);
+            let order: Vec<u64> = line.map(|entry| entry.seq).collect();
+            let places = order.iter().enumerate().map(|(at, seq)| (*seq, at)).collect();
+            (order, places)
+        })
     }
 
     /// The lease of a workload.
@@ -93,26 +103,28 @@ impl Ledger {
 
     /// What there is to tell of all waiting requests together.
     pub(super) fn outlook(&self, now: Timestamp) -> Outlook {
-        let entries = || self.waiting.values().map(|waiting| &waiting.entry);
-        let line = queue::Outlook::new(entries(), &self.holdings, &self.pool, &self.policy);
-        let block = |entry| (entry, line.block(entry, &self.holdings, &self.pool, &self.policy));
-        let near: Vec<(&Entry, Block)> = entries().take(queue::LOOK_AHEAD).map(block).collect();
-        let ends: Vec<_> = self.leases.values().flat_map(|lease| self.known_ends(lease)).collect();
+        let held = || held_slots(&self.leases, &self.waiting, &self.gpus, Now { wall: now, steady: Duration::ZERO });
+        let scene = Scene { now, policy: &self.policy, rules: self.rules, held: &held };
+        let order = || self.line.order(&self.waiting, &self.accounts, self.rules.patience, now);
+        let line = queue::Outlook::new(order(), &self.accounts, &mut self.pool.clone(), &scene);
+        let ends = self.leases.values().filter(|lease| !lease.slices.is_empty()).filter_map(LeaseRow::known_end);
         let again = now.checked_add(OVERDUE).unwrap_or(Timestamp::MAX);
-        let wrong = |end: Timestamp| if end > now { end } else { again };
-        let until = ends.iter().map(|(end, ..)| wrong(*end)).min().unwrap_or(Timestamp::MAX);
-        let estimates = queue::estimates(&near, &ends, &self.pool, &self.policy, now);
-        let estimates = near.iter().zip(estimates).filter_map(|((entry, _), at)| Some((entry.seq, at?))).collect();
+        let until = ends.map(|end| if end > now { end } else { again }).min().unwrap_or(Timestamp::MAX);
         let faults = self.faults();
         let troubles = self.gpus.iter().flat_map(Gpu::troubles).chain(faults.clone()).collect();
         let mut shortages = HashMap::new();
-        for (entry, _) in near.iter().filter(|(_, block)| *block == Block::Space) {
+        let near = order().take(queue::LOOK_AHEAD).filter(|entry| entry.gang.slices == 1);
+        for entry in near.filter(|entry| self.block(entry, &line, now) == Block::Space) {
             let (Some(waiting), Some(wanted)) = (self.waiting.get(&entry.seq), &entry.wanted) else { continue };
             let told = || (placement::shortage(&self.pool, wanted), self.in_the_way(wanted));
             shortages.entry(waiting.row.need.to_string()).or_insert_with(told);
         }
         let free = self.free_profiles();
-        Outlook { line, estimates, until, order: OnceLock::new(), shortages, free, faults, troubles }
+        Outlook { line, until, order: OnceLock::new(), shortages, free, faults, troubles }
+    }
+
+    fn block(&self, entry: &Entry, line: &queue::Outlook, now: Timestamp) -> Block {
+        line.block(entry, &self.accounts, &self.pool, now)
     }
 
     /// The lease whose end alone makes room, in words; of several the one that is known to end first, then the
@@ -136,20 +148,28 @@ impl Ledger {
 
     /// Every waiting request, first in line first.
     pub(super) fn waits(&self, outlook: &Outlook, now: Timestamp) -> Vec<Wait> {
-        self.waiting.values().enumerate().map(|(ahead, waiting)| self.wait(waiting, ahead, outlook, now)).collect()
+        let (order, _) = self.order(outlook, now);
+        let waiting = order.iter().enumerate().filter_map(|(ahead, seq)| Some((ahead, self.waiting.get(seq)?)));
+        waiting.map(|(ahead, waiting)| self.wait(waiting, ahead, outlook, now)).collect()
     }
 
     fn wait(&self, waiting: &Waiting, ahead: usize, outlook: &Outlook, now: Timestamp) -> Wait {
         let Waiting { row, entry, .. } = waiting;
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let block = outlook.line.block(entry, &self.holdings, &self.pool, &self.policy);
+        let block = self.block(entry, &outlook.line, now);
         let before = match block {
             Block::Behind(seq) => self.waiting.get(&seq).map(|before| (before.row.user.as_ref(), &before.row.need)),
             _ => None,
         };
         let short = outlook.shortages.get(&row.need.to_string()).filter(|_| block == Block::Space);
+        let account = match block {
+            Block::Quota(account) => self.accounts.state(account, now),
+            _ => None,
+        };
         let facts = Facts {
             need: &row.need,
+            slices: row.slices,
+            account: account.as_ref(),
             ahead: before,
             free: &outlook.free,
             shortage: short.map(|(shortage, _)| *shortage),
@@ -157,7 +177,7 @@ impl Ledger {
             faults: &outlook.faults,
             troubles: &outlook.troubles,
         };
-        let (reason, detail) = queue::explain(entry, block, &self.holdings, &facts);
+        let (reason, detail) = queue::explain(block, &facts);
         Wait {
             workload: row.workload.clone(),
             user: row.user.to_string(),
@@ -172,7 +192,7 @@ impl Ledger {
             place: number(ahead + 1),
             waiting: number(self.waiting.len()),
             // One that has passed may come true any moment.
-            estimate: outlook.estimates.get(&row.seq).map(|estimate| *estimate.max(&now)),
+            estimate: outlook.line.estimate(row.seq).map(|estimate| estimate.max(now)),
         }
     }
 
@@ -259,17 +279,6 @@ impl Ledger {
         profiles.into_iter().map(room).collect()
     }
 
-    /// When and where a lease is known to end; one that is overdue may end any moment.
-    fn known_ends<'a>(&'a self, lease: &'a LeaseRow) -> impl Iterator<Item = (Timestamp, usize, Placed)> + 'a {
-        let end = lease.known_end();
-        let slices = lease.slices.iter().filter(move |_| end.is_some());
-        slices.filter_map(move |slice| {
-            let at = self.gpus.iter().position(|gpu| gpu.uuid == slice.gpu)?;
-            let placed = self.gpus.get(at)?.placed((slice.profile, slice.placement.start))?;
-            Some((end?, at, placed))
-        })
-    }
-
     /// Names of the base profiles for which there is space now, largest first.
     fn free_profiles(&self) -> Vec<String> {
         let profiles = self.pool.models().iter().flat_map(|model| model.profiles());
@@ -280,7 +289,7 @@ impl Ledger {
         let fits = |name: &str| {
             let need = if name == "gpu" { Need::Gpu } else { Need::Profile(name.to_owned()) };
             let resolution = crate::geometry::resolve(&need, self.pool.models()).ok();
-            resolution.is_some_and(|wanted| plan(&self.pool, &wanted, &self.policy, |_| true).is_some())
+            resolution.is_some_and(|wanted| plan(&self.pool, &wanted, &self.policy, |_, _| true).is_some())
         };
         names.into_iter().map(|(name, _)| name).filter(|name| fits(name)).map(str::to_owned).collect()
     }

@@ -190,12 +190,12 @@ impl Index {
         self.groups.len().max(self.classes.len()) > EMPTY + 2 * self.gpus.len()
     }
 
-    /// The best placement of `profiles`, one for each model, on a GPU that `allowed` lets through.
+    /// The best placement of `profiles`, one for each model, on a GPU and at a place that `allowed` lets through.
     pub(super) fn best(
         &self,
         profiles: impl Fn(usize) -> Option<usize>,
         ties: Ties,
-        allowed: &dyn Fn(usize) -> bool,
+        allowed: &dyn Fn(usize, Placed) -> bool,
     ) -> Option<Candidate> {
         let mut best: Option<Candidate> = None;
         for (model, offers) in self.offers.iter().enumerate() {
@@ -221,7 +221,7 @@ impl Index {
         offer: Offer,
         placed: Placed,
         ties: Ties,
-        allowed: &dyn Fn(usize) -> bool,
+        allowed: &dyn Fn(usize, Placed) -> bool,
         best: &mut Option<Candidate>,
     ) {
         let Some(class) = self.classes.get(offer.class) else { return };
@@ -234,7 +234,7 @@ impl Index {
             if best.is_some_and(|best| best.rank(ties) <= candidate.rank(ties)) {
                 continue;
             }
-            let Some(gpu) = group.gpus.iter().copied().find(|gpu| allowed(*gpu)) else { continue };
+            let Some(gpu) = group.gpus.iter().copied().find(|gpu| allowed(*gpu, placed)) else { continue };
             let candidate = Candidate { gpu, ..candidate };
             if best.is_none_or(|best| candidate.rank(ties) < best.rank(ties)) {
                 *best = Some(candidate);

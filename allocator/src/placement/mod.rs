@@ -3,6 +3,7 @@
 //! [`Pool`] is the space as it is now, [`plan`] the one decision, [`Policy`] what it is decided by. Nothing
 //! here touches a driver, and no plan ever touches a slot that is held.
 
+mod gang;
 mod index;
 mod layout;
 mod mix;
@@ -11,6 +12,7 @@ mod pool;
 mod repack;
 mod space;
 
+pub use gang::{Gang, plan_all};
 pub use layout::Layout;
 pub use mix::Mix;
 pub use policy::{
@@ -62,12 +64,17 @@ impl Action {
     }
 }
 
-/// The best place for one instance of what `wanted` comes to, among the GPUs that `allowed` lets through;
-/// none if there is none now.
+/// The best place for one instance of what `wanted` comes to, among the GPUs and places that `allowed` lets
+/// through; none if there is none now.
 ///
 /// Least cost by `policy` first; what decides among equals is the policy's [`Ties`]. Quick where the pool's
 /// costs are those of `policy` ([`Pool::price`]), and the same where they are not.
-pub fn plan(pool: &Pool, wanted: &Resolution, policy: &dyn Policy, allowed: impl Fn(usize) -> bool) -> Option<Plan> {
+pub fn plan(
+    pool: &Pool,
+    wanted: &Resolution,
+    policy: &dyn Policy,
+    allowed: impl Fn(usize, Placed) -> bool,
+) -> Option<Plan> {
     let chosen = match pool.priced_by(policy) {
         Some(index) => index.best(|model| wanted.on(model), policy.ties(), &allowed),
         None => candidates(pool, wanted, policy, &allowed).min_by(|a, b| {
@@ -87,15 +94,15 @@ fn candidates<'a>(
     pool: &'a Pool,
     wanted: &'a Resolution,
     policy: &'a dyn Policy,
-    allowed: &'a dyn Fn(usize) -> bool,
+    allowed: &'a dyn Fn(usize, Placed) -> bool,
 ) -> impl Iterator<Item = Candidate> + 'a {
-    let usable = pool.gpus().iter().enumerate().filter(|(gpu, space)| space.usable && allowed(*gpu));
+    let usable = pool.gpus().iter().enumerate().filter(|(_, space)| space.usable);
     let on = move |(gpu, space): (usize, &'a Space)| {
         let model = pool.models().get(space.model)?;
         let profile = wanted.on(space.model)?;
         let place = move |(start, span)| {
             let placed = Placed { profile, start };
-            let effort = space.action_for(model, placed)?.effort();
+            let effort = space.action_for(model, placed).filter(|_| allowed(gpu, placed))?.effort();
             let cost = policy.cost(model, space.layout(), placed, span);
             Some(Candidate { gpu, placed, cost, effort, held: space.held().count() })
         };
@@ -123,7 +130,7 @@ const LOGGED: usize = 6;
 impl fmt::Display for Chosen<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { pool, wanted, policy, plan } = self;
-        let mut all: Vec<Candidate> = candidates(pool, wanted, *policy, &|_| true).collect();
+        let mut all: Vec<Candidate> = candidates(pool, wanted, *policy, &|_, _| true).collect();
         all.sort_by_key(|candidate| candidate.rank(policy.ties()));
         let equal = all.iter().filter(|candidate| candidate.cost == plan.cost).count();
         let why = match (&plan.action, equal) {

@@ -10,14 +10,32 @@ use std::{collections::BTreeSet, sync::Arc};
 pub struct Pool {
     models: Vec<Arc<Model>>,
     gpus: Vec<Space>,
+    /// The node of each GPU, by number.
+    nodes: Vec<u32>,
     index: Index,
 }
 
 impl Pool {
-    /// The space of `gpus`, whose models are among `models`.
+    /// The space of `gpus`, whose models are among `models`, all on one node.
     pub fn new(models: Vec<Arc<Model>>, gpus: Vec<Space>) -> Self {
         let index = Index::new(&models, &gpus);
-        Self { models, gpus, index }
+        Self { models, nodes: vec![0; gpus.len()], gpus, index }
+    }
+
+    /// The same, each GPU on the node with this number.
+    #[must_use]
+    pub fn on_nodes(self, nodes: Vec<u32>) -> Self {
+        Self { nodes, ..self }
+    }
+
+    /// The node of a GPU.
+    pub fn node(&self, gpu: usize) -> u32 {
+        self.nodes.get(gpu).copied().unwrap_or(0)
+    }
+
+    /// Every node that has GPUs, once.
+    pub fn nodes(&self) -> BTreeSet<u32> {
+        self.nodes.iter().copied().collect()
     }
 
     /// The models there are.
@@ -91,7 +109,7 @@ impl Pool {
     }
 
     /// The GPUs that can be used, in groups on which the same lies.
-    pub(super) fn groups(&self) -> impl Iterator<Item = &BTreeSet<usize>> {
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &BTreeSet<usize>> {
         self.index.groups()
     }
 }

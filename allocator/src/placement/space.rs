@@ -154,6 +154,11 @@ impl Space {
         Some(Action::Make { destroy })
     }
 
+    /// Whether an instance could be had there, beside what is held.
+    pub fn can_have(&self, model: &Model, placed: Placed) -> bool {
+        self.effort_for(model, placed).is_some()
+    }
+
     /// What [`Self::action_for`] would come to: whether an instance has to be made, and how many are destroyed.
     pub(super) fn effort_for(&self, model: &Model, placed: Placed) -> Option<Effort> {
         let profile = model.profile(placed.profile)?;

@@ -14,7 +14,7 @@ fn wanted(pool: &Pool, need: &str) -> Resolution {
 }
 
 fn place(pool: &mut Pool, need: &str) -> Option<Plan> {
-    let plan = plan(pool, &wanted(pool, need), &ExpectedLoss::default(), |_| true)?;
+    let plan = plan(pool, &wanted(pool, need), &ExpectedLoss::default(), |_, _| true)?;
     pool.occupy(&plan);
     Some(plan)
 }
@@ -49,7 +49,7 @@ fn an_idle_instance_is_used_rather_than_made() {
     let mut pool = pool(&["A100-40GB"], 2);
     let idle = at(&pool, "2g.10gb", 4);
     pool.change(1, |model, space| space.set(model, idle, SlotState::Idle { reusable: true }));
-    let plan = plan(&pool, &wanted(&pool, "2g.10gb"), &ExpectedLoss::default(), |_| true).unwrap();
+    let plan = plan(&pool, &wanted(&pool, "2g.10gb"), &ExpectedLoss::default(), |_, _| true).unwrap();
     assert_eq!((plan.gpu, plan.placed, plan.action), (1, idle, Action::Reuse));
 }
 
@@ -82,14 +82,14 @@ fn an_idle_holder_of_the_media_engines_gives_way() {
 #[test]
 fn a_barred_placement_and_a_faulty_gpu_are_passed_over() {
     let mut pool = pool(&["A100-40GB"], 2);
-    let first = plan(&pool, &wanted(&pool, "1g.5gb"), &ExpectedLoss::default(), |_| true).unwrap();
+    let first = plan(&pool, &wanted(&pool, "1g.5gb"), &ExpectedLoss::default(), |_, _| true).unwrap();
     pool.change(first.gpu, |_, space| space.bar(first.placed));
-    let second = plan(&pool, &wanted(&pool, "1g.5gb"), &ExpectedLoss::default(), |_| true).unwrap();
+    let second = plan(&pool, &wanted(&pool, "1g.5gb"), &ExpectedLoss::default(), |_, _| true).unwrap();
     assert_ne!((first.gpu, first.placed), (second.gpu, second.placed));
     for gpu in 0..2 {
         pool.change(gpu, |_, space| space.usable = false);
     }
-    assert_eq!(plan(&pool, &wanted(&pool, "1g.5gb"), &ExpectedLoss::default(), |_| true), None);
+    assert_eq!(plan(&pool, &wanted(&pool, "1g.5gb"), &ExpectedLoss::default(), |_, _| true), None);
 }
 
 proptest! {
@@ -125,7 +125,7 @@ proptest! {
                 })
             };
             let possible = (0..pool.gpus().len()).any(fits);
-            let plan = plan(&pool, &need, &ExpectedLoss::default(), |_| true);
+            let plan = plan(&pool, &need, &ExpectedLoss::default(), |_, _| true);
             prop_assert_eq!(plan.is_some(), possible);
             let Some(plan) = plan else { continue };
             if let Action::Make { destroy } = &plan.action {
@@ -173,7 +173,7 @@ proptest! {
                 _ => {
                     let need = wanted(&pool, &names[which % names.len()]);
                     policy.see(&need.profile);
-                    let allowed = |gpu: usize| pick % 3 > 0 || gpu.is_multiple_of(2);
+                    let allowed = |gpu: usize, _: Placed| pick % 3 > 0 || gpu.is_multiple_of(2);
                     let slow = {
                         let unpriced = Pool::new(pool.models().to_vec(), pool.gpus().to_vec());
                         plan(&unpriced, &need, &policy, allowed)

@@ -1,7 +1,7 @@
 //! What a waiting person is told.
 
-use super::{Block, Entry, Holdings};
-use crate::placement::Shortage;
+use super::{Block, account::name_of};
+use crate::{AccountState, PERIOD_DAYS, placement::Shortage};
 use mlad::api::{Need, WaitReason};
 
 /// The most troubles that are told at once.
@@ -12,6 +12,10 @@ pub(crate) const TROUBLES: usize = 3;
 pub struct Facts<'a> {
     /// What it asked for.
     pub need: &'a Need,
+    /// How many of that, all at once.
+    pub slices: u32,
+    /// The user or project whose limits are in the way, if that is it.
+    pub account: Option<&'a AccountState>,
     /// User and need of the request that it is behind, if it is behind one.
     pub ahead: Option<(&'a str, &'a Need)>,
     /// Names of the profiles for which space is free now.
@@ -27,23 +31,30 @@ pub struct Facts<'a> {
 }
 
 /// The reason, and the reason in words: what blocks, who is ahead, what would fit now.
-pub fn explain(entry: &Entry, block: Block, holdings: &Holdings, facts: &Facts<'_>) -> (WaitReason, String) {
+pub fn explain(block: Block, facts: &Facts<'_>) -> (WaitReason, String) {
     let need = facts.need;
     match block {
         Block::Space => {
             let troubles = facts.troubles.iter().take(TROUBLES).map(|trouble| format!("; {trouble}"));
             let (free, short) = (free(facts), short(facts));
-            let text = format!("no {} is free; {free}{short}{}", named(need), troubles.collect::<String>());
+            let troubles = troubles.collect::<String>();
+            let text = match facts.slices {
+                1 => format!("no {} is free; {free}{short}{troubles}", named(need)),
+                slices => format!("{slices} times {} at once are not free; {free}{troubles}", named(need)),
+            };
             (WaitReason::NoSlice, text)
         }
         Block::Behind(_) => {
             let ahead = facts.ahead.map_or_else(
                 || "an earlier request waits for the same space".to_owned(),
-                |(user, need)| format!("{user} asked for {need} earlier and waits for the same space"),
+                |(user, need)| format!("{user} asked for {need}, is ahead and waits for the same space"),
             );
             (WaitReason::Priority, format!("{ahead}; {}", free(facts)))
         }
-        Block::Quota => (WaitReason::Quota, over_quota(entry, holdings)),
+        Block::Quota(_) => {
+            let over = facts.account.map_or_else(|| "a limit is reached".to_owned(), over_quota);
+            (WaitReason::Quota, over)
+        }
         Block::Preparing => (WaitReason::Repartitioning, format!("a GPU is being repartitioned to make the {need}")),
         Block::NoGpu => {
             let why = match facts.faults {
@@ -86,14 +97,23 @@ fn short(facts: &Facts<'_>) -> String {
     }
 }
 
-fn over_quota(entry: &Entry, holdings: &Holdings) -> String {
-    let (slices, memory) = holdings.of(&entry.user);
-    let mut parts = Vec::new();
-    if let Some(most) = entry.limits.slices {
+fn over_quota(state: &AccountState) -> String {
+    let AccountState { account, slices, gpu_memory_mib, gpu_seconds, committed_gpu_seconds, .. } = state;
+    let (mut parts, mut used) = (Vec::new(), None);
+    if let Some(most) = account.limits.slices {
         parts.push(format!("{slices} of {most} slices"));
     }
-    if let Some(most) = entry.limits.gpu_memory_mib {
-        parts.push(format!("{:.1} of {:.1} GiB of GPU memory", memory as f64 / 1024.0, most as f64 / 1024.0));
+    if let Some(most) = account.limits.gpu_memory_mib {
+        let gib = |mib: u64| mib as f64 / 1024.0;
+        parts.push(format!("{:.1} of {:.1} GiB of GPU memory", gib(*gpu_memory_mib), gib(most)));
     }
-    format!("{} holds {}; it is granted when enough of that is given back", entry.user, parts.join(" and "))
+    if let Some(most) = account.limits.gpu_seconds {
+        let hours = |seconds: u64| seconds as f64 / 3600.0;
+        let all = hours(gpu_seconds.saturating_add(*committed_gpu_seconds));
+        used = Some(format!("has used or claimed {all:.1} of {:.1} GPU hours in {PERIOD_DAYS} days", hours(most)));
+    }
+    let then = "it is granted when enough of that is given back, or the limit is raised";
+    let holds = (!parts.is_empty()).then(|| format!("holds {}", parts.join(" and ")));
+    let told: Vec<String> = holds.into_iter().chain(used).collect();
+    format!("{} {}; {then}", name_of(&account.name), told.join(" and "))
 }

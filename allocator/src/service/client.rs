@@ -4,7 +4,7 @@ use super::{
     Token,
     wire::{HOLD, LONGEST_ANSWER, Refusal, Renew, Resolve, Revoke, TAKE, Version},
 };
-use crate::{Allocate, AllocatorError, LeaseRequest, LeaseState, Resolved, is_workload_name};
+use crate::{Account, AccountState, Allocate, AllocatorError, LeaseRequest, LeaseState, Resolved, is_workload_name};
 use async_trait::async_trait;
 use axum::body::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -250,6 +250,14 @@ impl Allocate for HttpAllocator {
 
     async fn map(&self) -> Result<GpuMap, AllocatorError> {
         self.get("/v1/map").await
+    }
+
+    async fn set_accounts(&self, accounts: &[Account]) -> Result<(), AllocatorError> {
+        self.post("/v1/accounts", &accounts).await
+    }
+
+    async fn accounts(&self) -> Result<Vec<AccountState>, AllocatorError> {
+        self.get("/v1/accounts").await
     }
 
     async fn changed(&self, seen: u64) -> Result<u64, AllocatorError> {

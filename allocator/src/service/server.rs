@@ -1,7 +1,7 @@
 //! The server.
 
-use super::wire::{self, HOLD, LONGEST_CALL, Refusal, Renew, Resolve, Revoke, TAKE, Version};
-use crate::{Allocate, AllocatorError, LeaseRequest};
+use super::wire::{self, HOLD, LONGEST_ACCOUNTS, LONGEST_CALL, Refusal, Renew, Resolve, Revoke, TAKE, Version};
+use crate::{Account, AccountState, Allocate, AllocatorError, LeaseRequest};
 use axum::{
     Json, Router,
     extract::{
@@ -239,6 +239,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/leases", get(leases))
         .route("/v1/waits", get(waits))
         .route("/v1/map", get(map))
+        .route("/v1/accounts", get(accounts).post(set_accounts).layer(DefaultBodyLimit::max(LONGEST_ACCOUNTS)))
         .layer(middleware::from_fn(bounded))
         .route("/v1/changed", get(changed))
         .method_not_allowed_fallback(|| async { refused(StatusCode::METHOD_NOT_ALLOWED, Refusal::NO_SUCH_CALL) })
@@ -358,6 +359,14 @@ async fn waits(State(us): Us) -> Answer<Vec<mlad::api::Wait>> {
 
 async fn map(State(us): Us) -> Answer<mlad::api::GpuMap> {
     told(us.allocator.map().await)
+}
+
+async fn accounts(State(us): Us) -> Answer<Vec<AccountState>> {
+    told(us.allocator.accounts().await)
+}
+
+async fn set_accounts(State(us): Us, Body(body): Body<Vec<Account>>) -> Answer<()> {
+    told(us.allocator.set_accounts(&body).await)
 }
 
 async fn changed(State(us): Us, Seen(seen): Seen) -> Answer<Version> {

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 /// The longest body of a call, in bytes; the largest call has some hundred.
 pub(super) const LONGEST_CALL: usize = 64 << 10;
+/// The longest body of a call that sets accounts, in bytes.
+pub(super) const LONGEST_ACCOUNTS: usize = 8 << 20;
 /// The longest body of an answer, in bytes: a list of some hundred thousand requests.
 pub(super) const LONGEST_ANSWER: usize = 128 << 20;
 /// How long the server holds a question for changes before it answers that there are none.

@@ -267,7 +267,7 @@ impl Run {
         let Some(wanted) = self.wanted.get(arrival.profile) else { return false };
         self.pool.price(&self.policy);
         let begun = Instant::now();
-        let plan = plan(&self.pool, wanted, &self.policy, |_| true);
+        let plan = plan(&self.pool, wanted, &self.policy, |_, _| true);
         self.tally.decisions.count(begun.elapsed());
         let Some(plan) = plan else { return false };
         if let Action::Make { destroy } = &plan.action {

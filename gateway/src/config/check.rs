@@ -138,6 +138,10 @@ fn allocator(config: &Config) -> Result<(), Wrong> {
         ("allocator.lease_seconds", allocator.lease_seconds.is_none()),
         ("allocator.policy", allocator.policy.is_none()),
         ("allocator.objective", allocator.objective.is_none()),
+        ("allocator.backfill", allocator.backfill.is_none()),
+        ("allocator.half_life_days", allocator.half_life_days.is_none()),
+        ("allocator.patience_hours", allocator.patience_hours.is_none()),
+        ("allocator.notice_seconds", allocator.notice_seconds.is_none()),
     ] {
         holds(key, absent, || "the allocator elsewhere has its own: leave this or allocator.url out".into())?;
     }

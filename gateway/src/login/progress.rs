@@ -79,6 +79,10 @@ mod tests {
 
     fn wait() -> Wait {
         Wait {
+            project: None,
+            slices: 1,
+            nodes: None,
+            priority: 0,
             workload: "w-1-1".into(),
             user: "alice".into(),
             need: Need::Profile("2g.10gb".into()),

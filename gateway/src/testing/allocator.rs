@@ -4,7 +4,7 @@ use super::{CrashPoint, World};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use mlad::api::{GpuMap, Lease, Need, Wait};
-use mlad_allocator::{Allocate, AllocatorError, LeaseRequest, LeaseState, Resolved};
+use mlad_allocator::{Account, AccountState, Allocate, AllocatorError, LeaseRequest, LeaseState, Resolved};
 
 /// The allocator as one gateway sees it.
 pub(crate) struct FakeAllocator {
@@ -135,6 +135,14 @@ impl Allocate for FakeAllocator {
 
     async fn map(&self) -> Result<GpuMap, AllocatorError> {
         self.call(|_| Ok(GpuMap { gpus: Vec::new(), as_of: Timestamp::now() })).await
+    }
+
+    async fn set_accounts(&self, _: &[Account]) -> Result<(), AllocatorError> {
+        self.call(|_| Ok(())).await
+    }
+
+    async fn accounts(&self) -> Result<Vec<AccountState>, AllocatorError> {
+        self.call(|_| Ok(Vec::new())).await
     }
 
     async fn changed(&self, seen: u64) -> Result<u64, AllocatorError> {

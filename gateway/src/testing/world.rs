@@ -300,6 +300,10 @@ impl Inner {
     pub(super) fn waits(&self) -> Vec<Wait> {
         let waiting = u32::try_from(self.queue.len()).unwrap();
         let wait = |(place, request): (usize, &LeaseRequest)| Wait {
+            project: None,
+            slices: 1,
+            nodes: None,
+            priority: 0,
             workload: request.workload.clone(),
             user: request.user.clone(),
             need: request.need.clone(),

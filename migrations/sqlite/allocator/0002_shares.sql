@@ -1,4 +1,4 @@
--- Leases of several slices, projects, priorities; whose share is what, what was used, and what is reserved ahead.
+-- Leases of several slices, projects, priorities; whose share is what, and what was used.
 
 -- A request is for so many slices, all at once, on so many nodes (wherever, if absent).
 ALTER TABLE request ADD COLUMN slices            BIGINT NOT NULL DEFAULT 1;
@@ -6,7 +6,6 @@ ALTER TABLE request ADD COLUMN nodes             BIGINT;
 ALTER TABLE request ADD COLUMN project           TEXT;
 ALTER TABLE request ADD COLUMN priority          BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE request ADD COLUMN preemptible       BIGINT NOT NULL DEFAULT 0;
-ALTER TABLE request ADD COLUMN reservation       TEXT;
 ALTER TABLE request ADD COLUMN limit_gpu_seconds BIGINT;
 
 -- Every slice of every lease, held as long as the lease: released_at is that of the lease.
@@ -70,18 +69,4 @@ CREATE TABLE usage (
     gpu_us       BIGINT NOT NULL,
     leases       BIGINT NOT NULL,
     PRIMARY KEY (day, user_name, project)
-);
-
--- Space that is kept for somebody for a time: places is JSON, [[GPU, profile, start], …].
-CREATE TABLE reservation (
-    name         TEXT   NOT NULL PRIMARY KEY,
-    need         TEXT   NOT NULL,
-    slices       BIGINT NOT NULL,
-    nodes        BIGINT,
-    begins_at    BIGINT NOT NULL,
-    ends_at      BIGINT NOT NULL,
-    users        TEXT   NOT NULL,
-    projects     TEXT   NOT NULL,
-    places       TEXT   NOT NULL,
-    reserved_at  BIGINT NOT NULL
 );

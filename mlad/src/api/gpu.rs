@@ -316,46 +316,6 @@ pub struct Ending {
     pub reason: String,
 }
 
-/// Space to keep for somebody for a time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NewReservation {
-    /// Its name: a lower-case letter, then lower-case letters, digits, `-` or `_`; at most 32.
-    pub name: String,
-    /// What each slice is to be.
-    pub need: Need,
-    /// How many of them.
-    #[serde(default = "one")]
-    pub slices: u32,
-    /// On how many nodes, if that matters.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nodes: Option<u32>,
-    /// From when; now, if that is past.
-    pub from: Timestamp,
-    /// Until when: what runs in it is ended then.
-    pub until: Timestamp,
-    /// Users who may use it.
-    #[serde(default)]
-    pub users: Vec<String>,
-    /// Projects whose members may use it, for that project.
-    #[serde(default)]
-    pub projects: Vec<String>,
-}
-
-/// Space that is kept for somebody for a time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Reservation {
-    /// What was asked for.
-    #[serde(flatten)]
-    pub wanted: NewReservation,
-    /// Where its slices are going to be; `uuid` is empty until one is made.
-    pub places: Vec<LeasedSlice>,
-    /// Workloads that run in it now.
-    pub workloads: Vec<String>,
-    /// When it was reserved.
-    pub reserved_at: Timestamp,
-}
-
 /// What a waiting request waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Wait {

@@ -12,8 +12,8 @@ mod workspace;
 
 pub use error::{ApiError, ErrorCode, ExitCode};
 pub use gpu::{
-    Ending, Gpu, GpuMap, Holder, Lease, LeasedSlice, Need, NeedError, NewReservation, Placement, ProfileRoom,
-    Reservation, Slice, SliceState, Wait, WaitReason,
+    Ending, Gpu, GpuMap, Holder, Lease, LeasedSlice, Need, NeedError, Placement, ProfileRoom, Slice, SliceState, Wait,
+    WaitReason,
 };
 pub use image::{Image, ImageList, NewImage};
 pub use job::{

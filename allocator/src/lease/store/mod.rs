@@ -9,7 +9,7 @@ mod read;
 mod write;
 
 use super::record::{LeaseRow, Repartition, RequestRow, UsedRow, Write};
-use crate::AllocatorError;
+use crate::{Account, AllocatorError};
 use jiff::Timestamp;
 use sqlx::{
     SqlitePool,
@@ -23,6 +23,10 @@ pub(super) struct Store {
     #[cfg(test)]
     pub(super) crash: Option<std::sync::Arc<super::tests::Crash>>,
 }
+
+/// The kinds of accounts.
+const USER: &str = "user";
+const PROJECT: &str = "project";
 
 /// So many days of use are taken into memory at the start, today included.
 pub(super) const USED_DAYS: i32 = 60;
@@ -40,6 +44,8 @@ pub(super) struct Loaded {
     pub(super) asked: Vec<String>,
     /// What leases that are over have used in the last [`USED_DAYS`] days, in no order.
     pub(super) used: Vec<UsedRow>,
+    /// What administrators want of users and projects.
+    pub(super) accounts: Vec<Account>,
     /// The greatest numbers given so far.
     pub(super) fence: u64,
     pub(super) seq: u64,

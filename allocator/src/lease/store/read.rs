@@ -1,8 +1,8 @@
 //! What the allocator starts from: all that is in force.
 
-use super::{Loaded, Store, USED_DAYS, moment, narrow, unsigned};
+use super::{Loaded, Store, USED_DAYS, USER, moment, narrow, unsigned};
 use crate::{
-    AllocatorError, Limits,
+    Account, AccountName, AllocatorError, Limits,
     geometry::Share,
     lease::record::{Ending, LeaseRow, Purpose, Repartition, RequestRow, SliceRow, Status, UsedRow},
     lease::usage::day_of,
@@ -44,6 +44,9 @@ impl Store {
         for row in sqlx::query(used).bind(i64::from(day_of(now) - USED_DAYS)).fetch_all(&self.pool).await? {
             loaded.used.push(used_row(&row)?);
         }
+        for row in sqlx::query("SELECT * FROM account").fetch_all(&self.pool).await? {
+            loaded.accounts.push(account(&row)?);
+        }
         for row in sqlx::query("SELECT name, value FROM counter").fetch_all(&self.pool).await? {
             let value = unsigned(row.try_get("value")?);
             match row.try_get::<String, _>("name")?.as_str() {
@@ -55,6 +58,25 @@ impl Store {
         }
         Ok(loaded)
     }
+}
+
+fn account(row: &SqliteRow) -> Result<Account, AllocatorError> {
+    let name: String = row.try_get("name")?;
+    let is_user = row.try_get::<String, _>("kind")? == USER;
+    Ok(Account {
+        name: if is_user { AccountName::User(name) } else { AccountName::Project(name) },
+        parent: row.try_get("parent")?,
+        shares: narrow(row.try_get("shares")?),
+        limits: limits(row)?,
+    })
+}
+
+fn limits(row: &SqliteRow) -> Result<Limits, AllocatorError> {
+    Ok(Limits {
+        slices: row.try_get::<Option<i64>, _>("limit_slices")?.map(narrow),
+        gpu_memory_mib: row.try_get::<Option<i64>, _>("limit_memory_mib")?.map(unsigned),
+        gpu_seconds: row.try_get::<Option<i64>, _>("limit_gpu_seconds")?.map(unsigned),
+    })
 }
 
 fn request(row: &SqliteRow) -> Result<RequestRow, AllocatorError> {
@@ -69,13 +91,8 @@ fn request(row: &SqliteRow) -> Result<RequestRow, AllocatorError> {
         project: row.try_get::<Option<String>, _>("project")?.map(Into::into),
         priority: i32::try_from(row.try_get::<i64, _>("priority")?).unwrap_or(0),
         preemptible: row.try_get::<i64, _>("preemptible")? != 0,
-        reservation: row.try_get("reservation")?,
         profile: row.try_get("profile")?,
-        limits: Limits {
-            slices: row.try_get::<Option<i64>, _>("limit_slices")?.map(narrow),
-            gpu_memory_mib: row.try_get::<Option<i64>, _>("limit_memory_mib")?.map(unsigned),
-            gpu_seconds: row.try_get::<Option<i64>, _>("limit_gpu_seconds")?.map(unsigned),
-        },
+        limits: limits(row)?,
         expected_seconds: row.try_get::<Option<i64>, _>("expected_seconds")?.map(unsigned),
         requested_at: time(row, "requested_at")?,
     })

@@ -1,8 +1,8 @@
 //! What a transition leaves behind.
 
-use super::signed;
+use super::{PROJECT, USER, signed};
 use crate::{
-    AllocatorError,
+    AccountName, AllocatorError,
     lease::record::{LeaseRow, Purpose, UsedRow, Write},
 };
 use sqlx::{Sqlite, Transaction};
@@ -14,8 +14,8 @@ pub(super) async fn apply(transaction: &mut Transaction<'_, Sqlite>, write: &Wri
     let query = match write {
         Write::Request(row) => sqlx::query(
             "INSERT INTO request (workload, seq, user_name, need, profile, limit_slices, limit_memory_mib,
-             expected_seconds, requested_at, slices, nodes, project, priority, preemptible, reservation,
-             limit_gpu_seconds) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+             expected_seconds, requested_at, slices, nodes, project, priority, preemptible, limit_gpu_seconds)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         )
         .bind(&row.workload)
         .bind(signed(row.seq))
@@ -31,12 +31,36 @@ pub(super) async fn apply(transaction: &mut Transaction<'_, Sqlite>, write: &Wri
         .bind(row.project.as_deref())
         .bind(i64::from(row.priority))
         .bind(i64::from(row.preemptible))
-        .bind(&row.reservation)
         .bind(row.limits.gpu_seconds.map(signed)),
         Write::GiveUp { workload, at, reason } => {
             sqlx::query(END_REQUEST).bind(at.as_microsecond()).bind(reason).bind(workload)
         }
         Write::Grant(row) => return grant(transaction, row).await,
+        Write::Ending { fence, ending } => {
+            sqlx::query("UPDATE lease SET ends_at = $1, ends_reason = $2 WHERE fence = $3")
+                .bind(ending.as_ref().map(|ending| ending.at.as_microsecond()))
+                .bind(ending.as_ref().map(|ending| &ending.reason))
+                .bind(signed(*fence))
+        }
+        Write::Account(account) => {
+            let (kind, name) = match &account.name {
+                AccountName::User(name) => (USER, name),
+                AccountName::Project(name) => (PROJECT, name),
+            };
+            sqlx::query(
+                "INSERT INTO account (kind, name, parent, shares, limit_slices, limit_memory_mib, limit_gpu_seconds)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (kind, name) DO UPDATE SET
+                 parent = excluded.parent, shares = excluded.shares, limit_slices = excluded.limit_slices,
+                 limit_memory_mib = excluded.limit_memory_mib, limit_gpu_seconds = excluded.limit_gpu_seconds",
+            )
+            .bind(kind)
+            .bind(name)
+            .bind(&account.parent)
+            .bind(i64::from(account.shares))
+            .bind(account.limits.slices.map(i64::from))
+            .bind(account.limits.gpu_memory_mib.map(signed))
+            .bind(account.limits.gpu_seconds.map(signed))
+        }
         Write::Renew { fence, at, expires_at } => {
             sqlx::query("UPDATE lease SET renewed_at = $1, expires_at = $2, expired_at = NULL WHERE fence = $3")
                 .bind(at.as_microsecond())

@@ -148,11 +148,11 @@ impl World {
             {
                 assert!(waiting.entry.preparing);
                 let count = held.entry(&waiting.row.user).or_default();
-                *count = (count.0 + 1, count.1 + waiting.reserved_mib);
+                *count = (count.0 + 1, count.1 + waiting.charge.map_or(0, |charge| charge.memory_mib));
             }
         }
         for user in ["a", "b", "c"] {
-            assert_eq!(self.ledger.holdings.of(user), held.get(user).copied().unwrap_or_default(), "{user}");
+            assert_eq!(self.ledger.accounts.held_by(user), held.get(user).copied().unwrap_or_default(), "{user}");
         }
     }
 }

@@ -297,6 +297,14 @@ impl Allocate for View {
         .await
     }
 
+    async fn set_accounts(&self, _: &[mlad_allocator::Account]) -> Result<(), AllocatorError> {
+        Ok(())
+    }
+
+    async fn accounts(&self) -> Result<Vec<mlad_allocator::AccountState>, AllocatorError> {
+        Ok(Vec::new())
+    }
+
     async fn changed(&self, seen: u64) -> Result<u64, AllocatorError> {
         let mut version = self.world.0.version.subscribe();
         let version = *version.wait_for(|version| *version > seen).await.unwrap();

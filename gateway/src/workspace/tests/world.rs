@@ -253,6 +253,10 @@ impl State {
     pub(super) fn waits(&self) -> Vec<Wait> {
         let waiting = u32::try_from(self.queue.len()).unwrap();
         let wait = |(at, (request, since)): (usize, &(LeaseRequest, Timestamp))| Wait {
+            project: None,
+            slices: 1,
+            nodes: None,
+            priority: 0,
             workload: request.workload.clone(),
             user: request.user.clone(),
             need: request.need.clone(),
