@@ -62,7 +62,6 @@ impl Ledger {
             self.policy.see(&row.profile);
         }
         tracing::debug!(workload = row.workload, user = %row.user, need = %row.need, seq = row.seq, "asked");
-        self.tell_limits(&row.user, row.limits);
         self.effects.writes.push(Write::Request(row.clone()));
         self.enqueue(row);
         self.stir();
@@ -72,6 +71,7 @@ impl Ledger {
     /// What a request comes to, if it may wait.
     fn admit(&mut self, request: &LeaseRequest) -> Result<Resolution, AllocatorError> {
         check_names(request)?;
+        self.tell_limits(&request.user.as_str().into(), request.limits);
         if self.waiting.len() >= MOST_WAITING {
             let most = format!("{MOST_WAITING} requests wait already, and no more can; try again later");
             return Err(AllocatorError::TooMany(most));

@@ -3,6 +3,7 @@
 mod crash;
 mod engine;
 mod ledger;
+mod line;
 mod told;
 
 pub(super) use crash::Crash;

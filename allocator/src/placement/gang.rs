@@ -49,7 +49,9 @@ pub fn plan_all(
             None => search.take(gang.slices, None),
             Some((nodes, each)) => search.take_nodes(nodes, each),
         };
-        found.then(|| search.done.into_iter().map(|(plan, _)| plan).collect())
+        let plans: Vec<Plan> = search.done.into_iter().map(|(plan, _)| plan).collect();
+        plans.iter().filter(|_| found).for_each(|plan| pool.reserve(plan));
+        found.then_some(plans)
     })
 }
 
@@ -77,7 +79,8 @@ impl Search<'_> {
                 self.put_back(before);
                 return false;
             };
-            self.pool.reserve(&plan);
+            // A GPU is changed step by step: what is destroyed for one slice is gone before the next is made.
+            self.pool.occupy(&plan);
             self.done.push((plan, space));
         }
         true

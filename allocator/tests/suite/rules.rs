@@ -3,7 +3,7 @@
 use super::{ask, ended, get, granted, host::Host, machine::Machine, until, waiting};
 use jiff::Timestamp;
 use mlad::api::{Need, SliceState, WaitReason};
-use mlad_allocator::{Allocate, AllocatorError, LeaseRequest, LeaseState, Limits};
+use mlad_allocator::{Account, AccountName, Allocate, AllocatorError, LeaseRequest, LeaseState, Limits};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -127,6 +127,60 @@ pub(crate) async fn repeats(host: Host) {
     let next = get(allocator, "w-1-2", "2g.10gb").await;
     assert!(next.fence > lease.fence);
     assert_eq!(next.uuids, lease.uuids, "the idle instance is used again as it is");
+    running.stop().await;
+}
+
+/// Several slices come at once, and go at once.
+pub(crate) async fn gangs(host: Host) {
+    let machine = Machine::new("A100-40GB", 2);
+    let running = host.start(&machine).await;
+    let allocator = running.allocator();
+    let gang = |workload: &str| LeaseRequest { slices: 3, ..ask(workload, "alice", "3g.20gb") };
+    allocator.request(&gang("j-1-1")).await.unwrap();
+    let lease = granted(allocator, "j-1-1").await;
+    assert_eq!((lease.uuids.len(), lease.slices.len()), (3, 3));
+    allocator.request(&gang("j-2-1")).await.unwrap();
+    let wait = waiting(allocator, "j-2-1").await;
+    assert!(wait.detail.contains("3 times 3g.20gb at once"), "{}", wait.detail);
+    allocator.request(&ask("w-1-1", "alice", "1g.5gb")).await.unwrap();
+    assert_eq!(waiting(allocator, "w-1-1").await.reason, WaitReason::Priority, "what is free is kept for the gang");
+    allocator.release("j-1-1").await.unwrap();
+    assert_eq!(granted(allocator, "j-2-1").await.uuids.len(), 3);
+    granted(allocator, "w-1-1").await;
+    running.stop().await;
+}
+
+/// Limits of projects are kept over a restart, and what is held counts on.
+pub(crate) async fn accounts(host: Host) {
+    let machine = Machine::new("A100-40GB", 1);
+    let running = host.start(&machine).await;
+    let project = |slices| Account {
+        name: AccountName::Project("vision".to_owned()),
+        parent: Some("lab".to_owned()),
+        shares: 7,
+        limits: Limits { slices: Some(slices), ..Limits::default() },
+    };
+    running.allocator().set_accounts(&[project(1)]).await.unwrap();
+    let of_project =
+        |workload: &str| LeaseRequest { project: Some("vision".to_owned()), ..ask(workload, "alice", "1g.5gb") };
+    running.allocator().request(&of_project("w-1-1")).await.unwrap();
+    granted(running.allocator(), "w-1-1").await;
+    running.stop().await;
+    let running = host.start(&machine).await;
+    let allocator = running.allocator();
+    let states = allocator.accounts().await.unwrap();
+    let vision = states.iter().find(|state| state.account == project(1)).expect("it is kept");
+    assert_eq!(vision.slices, 1);
+    let lab = AccountName::Project("lab".to_owned());
+    assert!(states.iter().any(|state| state.account.name == lab && state.slices == 1), "{states:?}");
+    allocator.request(&of_project("w-2-1")).await.unwrap();
+    assert_eq!(waiting(allocator, "w-2-1").await.reason, WaitReason::Quota);
+    allocator.set_accounts(&[project(2)]).await.unwrap();
+    granted(allocator, "w-2-1").await;
+    let circle =
+        Account { name: AccountName::Project("lab".to_owned()), parent: Some("vision".to_owned()), ..project(1) };
+    let error = allocator.set_accounts(&[circle]).await.unwrap_err();
+    assert!(matches!(&error, AllocatorError::Invalid(text) if text.contains("lies within itself")), "{error}");
     running.stop().await;
 }
 

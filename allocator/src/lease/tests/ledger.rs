@@ -1,6 +1,6 @@
 use super::super::{
     ledger::Ledger,
-    record::{Now, Purpose, Status, Write},
+    record::{Now, Status, Write},
 };
 use crate::{
     AllocatorError, LeaseRequest, LeaseState, Limits,
@@ -62,9 +62,24 @@ impl World {
             expected_seconds,
             ..LeaseRequest::new(workload, workload.chars().take(1).collect::<String>(), need.parse().unwrap())
         };
-        let result = self.ledger.request(&request, self.now);
+        self.request(&request)
+    }
+
+    pub(super) fn request(&mut self, request: &LeaseRequest) -> Result<(), AllocatorError> {
+        let result = self.ledger.request(request, self.now);
         self.settle();
         result
+    }
+
+    /// How many changes are ordered and not done yet.
+    pub(super) fn ordered(&self) -> usize {
+        self.ordered.len()
+    }
+
+    /// What the holder of a workload's lease has been told of its end.
+    pub(super) fn notice(&self, workload: &str) -> Option<String> {
+        let leases = self.ledger.all_leases();
+        leases.into_iter().find(|lease| lease.workload == workload)?.ending.map(|ending| ending.reason)
     }
 
     pub(super) fn pass(&mut self, seconds: u64) {
@@ -101,7 +116,7 @@ impl World {
         }
     }
 
-    fn carry_out(&mut self, nth: usize, fails: Fails) {
+    pub(super) fn carry_out(&mut self, nth: usize, fails: Fails) {
         let (at, change) = self.ordered.remove(nth);
         let report = self.gpus[at].change(&change, fails);
         self.ledger.report(report, self.now);
@@ -122,18 +137,19 @@ impl World {
         let mut taken: BTreeMap<&str, Columns> = BTreeMap::new();
         let mut held: BTreeMap<&str, (u32, u64)> = BTreeMap::new();
         for lease in self.ledger.leases.values() {
-            let Some(slice) = lease.slices.first() else { continue };
-            let span = Columns::span(slice.placement.start, slice.placement.size).unwrap();
-            let columns = taken.entry(&slice.gpu).or_default();
-            assert!(!span.overlaps(*columns), "two holders on {}", slice.gpu);
-            *columns |= span;
-            let count = held.entry(&lease.request.user).or_default();
-            *count = (count.0 + 1, count.1 + lease.memory_mib);
-            if !matches!(lease.status, Status::Over(_)) {
-                let gpu = self.gpus.iter().find(|gpu| gpu.reading.uuid == slice.gpu).unwrap();
-                let there = gpu.reading.instances.iter();
-                let there = there.filter(|i| (i.profile, i.placement) == (slice.profile, slice.placement));
-                assert_eq!(there.count(), 1, "{slice:?} in {:?}", gpu.reading.instances);
+            for slice in &lease.slices {
+                let span = Columns::span(slice.placement.start, slice.placement.size).unwrap();
+                let columns = taken.entry(&slice.gpu).or_default();
+                assert!(!span.overlaps(*columns), "two holders on {}", slice.gpu);
+                *columns |= span;
+                let count = held.entry(&lease.request.user).or_default();
+                *count = (count.0 + 1, count.1 + lease.memory_mib);
+                if !matches!(lease.status, Status::Over(_)) {
+                    let gpu = self.gpus.iter().find(|gpu| gpu.reading.uuid == slice.gpu).unwrap();
+                    let there = gpu.reading.instances.iter();
+                    let there = there.filter(|i| (i.profile, i.placement) == (slice.profile, slice.placement));
+                    assert_eq!(there.count(), 1, "{slice:?} in {:?}", gpu.reading.instances);
+                }
             }
         }
         for repartition in self.ledger.changes.values() {
@@ -143,13 +159,12 @@ impl World {
                 assert!(!span.overlaps(*columns), "made where somebody holds on {}", repartition.gpu);
                 *columns |= span;
             }
-            if let Purpose::Grant(seq, _) = &repartition.purpose
-                && let Some(waiting) = self.ledger.waiting.get(seq)
-            {
-                assert!(waiting.entry.preparing);
-                let count = held.entry(&waiting.row.user).or_default();
-                *count = (count.0 + 1, count.1 + waiting.charge.map_or(0, |charge| charge.memory_mib));
-            }
+        }
+        for waiting in self.ledger.waiting.values() {
+            let Some(charge) = waiting.charge else { continue };
+            assert!(waiting.entry.preparing && waiting.places.len() == charge.slices as usize);
+            let count = held.entry(&waiting.row.user).or_default();
+            *count = (count.0 + charge.slices, count.1 + charge.memory_mib);
         }
         for user in ["a", "b", "c"] {
             assert_eq!(self.ledger.accounts.held_by(user), held.get(user).copied().unwrap_or_default(), "{user}");
