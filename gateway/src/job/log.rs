@@ -97,12 +97,20 @@ impl Follower {
     /// Opens the log, or watches for it.
     async fn open(&mut self) -> Result<(), JobError> {
         let mut file = self.look(files::open_in_home).await?;
-        if file.is_none() && self.follow {
-            self.source = match self.look(files::last_folder_in_home).await? {
-                Some(folder) => Source::Awaited(self.controller.watcher.watch_folder(&folder)?),
-                None => Source::None,
+        let mut watched = None;
+        while file.is_none() && self.follow {
+            let Some(folder) = self.look(files::last_folder_in_home).await? else {
+                self.source = Source::None;
+                break;
             };
-            // It may have appeared before the watch.
+            let there = rustix::fs::fstat(&folder).map(|stat| (stat.st_dev, stat.st_ino)).map_err(io::Error::from)?;
+            // It was the last one also when it was watched already: nothing has come into it unseen.
+            if watched == Some(there) {
+                break;
+            }
+            self.source = Source::Awaited(self.controller.watcher.watch_folder(&folder)?);
+            watched = Some(there);
+            // It may have appeared before the watch, and so may the next folder.
             file = self.look(files::open_in_home).await?;
         }
         if let Some(file) = file {
