@@ -6,6 +6,7 @@
 //! * [`files`] — the confined worker that serves sftp and scp; reading users' files safely.
 //! * [`workspace`] — the controller of workspaces.
 //! * [`job`] — the controller of jobs.
+//! * [`quota`] — what users and projects may hold, as the allocator is told it.
 //! * [`runtime`] — what runs containers: the trait, and Docker.
 //! * [`image`] — the catalog.
 //! * [`api`] — the HTTP API.
@@ -17,6 +18,7 @@ pub mod files;
 pub mod image;
 pub mod job;
 pub mod login;
+pub mod quota;
 pub mod runtime;
 pub mod ssh;
 pub mod store;

@@ -13,6 +13,7 @@ use mlad_gateway::{
     files,
     image::Catalog,
     job::Jobs,
+    quota::Quotas,
     runtime::{Docker, Runtime},
     ssh::{self, Gateway, SshState},
     store::Store,
@@ -122,6 +123,7 @@ async fn serve(path: PathBuf, json_log: bool) -> anyhow::Result<()> {
         Arc::new(hub.clone()),
     )
     .await?;
+    let quotas = Quotas::start(store.clone(), Arc::clone(&allocator));
     let rooms =
         Rooms::new(Arc::clone(&config), store.clone(), allocator, runtime, catalog, workspaces.clone(), jobs.clone());
     let state = ApiState::new(rooms);
@@ -143,6 +145,7 @@ async fn serve(path: PathBuf, json_log: bool) -> anyhow::Result<()> {
         servers.wait().await;
         hub.shutdown().await;
         workspaces.shutdown().await;
+        quotas.shutdown().await;
         if let Some(embedded) = embedded {
             embedded.stop().await;
         }

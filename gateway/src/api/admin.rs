@@ -117,10 +117,12 @@ async fn set_user_quota(
     let user = state.store.user_by_name(&name).await?;
     let limit = |limit: Option<u64>| limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
     let detail = format!(
-        "slices {}, GPU memory {} MiB, jobs {}",
+        "slices {}, GPU memory {} MiB, GPU seconds {}, jobs {}, priority {}",
         limit(quota.slices.map(u64::from)),
         limit(quota.gpu_memory_mib),
-        limit(quota.jobs.map(u64::from))
+        limit(quota.gpu_seconds),
+        limit(quota.jobs.map(u64::from)),
+        quota.greatest_priority.unwrap_or(0)
     );
     state.store.audit(&by.user, "user.quota", &name, Some(&detail)).await?;
     let user = state.store.set_user_quota(user.id, &quota).await?;

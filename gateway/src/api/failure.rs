@@ -162,6 +162,11 @@ impl From<JobError> for Failure {
                 .hint("name one with --image; `mlad image ls` lists the images"),
             JobError::Impossible(_) => Self::new(ErrorCode::Impossible, message).hint("`mlad gpu` shows what there is"),
             JobError::OverQuota(_) => Self::new(ErrorCode::Quota, message).hint("`mlad quota` shows yours"),
+            JobError::Project(_) => Self::new(ErrorCode::NotFound, message)
+                .hint("`mlad project ls` lists yours; an administrator makes somebody a member"),
+            JobError::Priority { .. } => {
+                Self::new(ErrorCode::Denied, message).hint("an administrator may allow more: `mlad admin user quota`")
+            }
             JobError::TooMany { .. } => {
                 Self::new(ErrorCode::Quota, message).hint("wait for some to end, or cancel some: `mlad cancel ID`")
             }

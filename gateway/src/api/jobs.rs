@@ -159,13 +159,16 @@ async fn origin(state: &Rooms, identity: &Identity) -> Answer<Origin> {
     let Some(workload) = &identity.workload else { return Ok(Origin::default()) };
     if let Ok(name) = workload.parse::<AttemptName>() {
         let job = state.jobs.record(name.job).await?;
-        return Ok(Origin { image: job.spec.image, need: job.spec.need });
+        return Ok(Origin { image: job.spec.image, need: job.spec.need, project: job.spec.project });
     }
     let workspaces = state.workspaces.list(Some(&identity.user)).await?;
     let holds = |lease: &mlad::api::Lease| lease.workload == *workload;
     let workspace = workspaces.into_iter().find(|workspace| workspace.lease.as_ref().is_some_and(holds));
-    Ok(workspace
-        .map_or_else(Origin::default, |workspace| Origin { image: Some(workspace.image), need: Some(workspace.need) }))
+    Ok(workspace.map_or_else(Origin::default, |workspace| Origin {
+        image: Some(workspace.image),
+        need: Some(workspace.need),
+        project: workspace.lease.and_then(|lease| lease.project),
+    }))
 }
 
 /// One job.

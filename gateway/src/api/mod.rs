@@ -18,6 +18,7 @@ mod failure;
 mod jobs;
 mod listener;
 mod openapi;
+mod projects;
 mod range;
 mod server;
 #[cfg(test)]

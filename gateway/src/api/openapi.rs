@@ -24,6 +24,7 @@ use utoipa::{
         (name = "jobs", description = "Commands that run to their end without a person"),
         (name = "workspaces", description = "Interactive containers"),
         (name = "account", description = "The caller's own keys and tokens"),
+        (name = "projects", description = "Users who share a quota"),
         (name = "admin", description = "For administrators; every change is audited")
     )
 )]

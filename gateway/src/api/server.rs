@@ -1,6 +1,6 @@
 //! HTTP over one connection: the routes, and what holds for all of them.
 
-use super::{ApiState, Rooms, account, admin, artifacts, failure::Failure, jobs, openapi, view, workspaces};
+use super::{ApiState, Rooms, account, admin, artifacts, failure::Failure, jobs, openapi, projects, view, workspaces};
 use axum::{
     Router,
     body::Body,
@@ -67,6 +67,7 @@ pub(super) fn described() -> OpenApiRouter<Rooms> {
         .merge(artifacts::routes())
         .merge(workspaces::routes())
         .merge(account::routes())
+        .merge(projects::routes())
         .merge(admin::routes())
 }
 

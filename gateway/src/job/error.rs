@@ -20,6 +20,17 @@ pub enum JobError {
     /// It is more than the user may ever hold.
     #[error("{0}")]
     OverQuota(String),
+    /// The user is no member of such a project.
+    #[error("there is no project {0} of which you are a member")]
+    Project(String),
+    /// The priority is more than the user may ask for.
+    #[error("your jobs may have a priority of at most {most}, and {wanted} was asked for")]
+    Priority {
+        /// What was asked for.
+        wanted: i32,
+        /// What may be.
+        most: i32,
+    },
     /// The user has as many jobs as they may.
     #[error("you have {have} jobs that have not ended, and {most} are allowed")]
     TooMany {

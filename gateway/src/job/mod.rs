@@ -25,7 +25,7 @@ use crate::{
     config::Config,
     image::Catalog,
     runtime::{Runtime, WorkloadObserver},
-    store::{JobFilter, JobRecord, Store, StoreError, Submission, UserRecord},
+    store::{JobFilter, JobRecord, NO_PROJECT, Store, StoreError, Submission, UserRecord},
 };
 use bytes::Bytes;
 use controller::Controller;
@@ -41,6 +41,8 @@ pub struct Origin {
     pub image: Option<String>,
     /// Slice.
     pub need: Option<Need>,
+    /// The project it counts for.
+    pub project: Option<String>,
 }
 
 /// The jobs of this installation.
@@ -90,8 +92,10 @@ impl Jobs {
             .or(origin.need)
             .or_else(|| user.quota.default_need.clone())
             .or_else(|| config.workspace.default_need.clone());
+        spec.project = self.project_of(user, spec.project.take(), origin.project).await?;
         let spec = spec::complete(spec, &config.job, &config.container)?;
-        self.check_fit(user, spec.need.as_ref().unwrap_or(&Need::Cpu), entry.min_gpu_memory_mib, &entry.name).await?;
+        spec::check_priority(&spec, user)?;
+        self.check_fit(user, &spec, entry.min_gpu_memory_mib, &entry.name).await?;
         let most = user.quota.jobs.unwrap_or(u32::MAX).min(config.job.max_per_user);
         match self.0.store.submit_job(user.id, &spec, most).await? {
             Submission::New(id) => {
@@ -114,7 +118,28 @@ impl Jobs {
         }
     }
 
-    async fn check_fit(&self, user: &UserRecord, need: &Need, image_mib: u64, image: &str) -> Result<(), JobError> {
+    /// The project a job counts for: the one it names, else that of whoever sends it, else the user's default.
+    async fn project_of(
+        &self,
+        user: &UserRecord,
+        named: Option<String>,
+        origin: Option<String>,
+    ) -> Result<Option<String>, JobError> {
+        let project = match named.or(origin) {
+            Some(project) if project == NO_PROJECT => return Ok(None),
+            Some(project) => project,
+            None => return Ok(self.0.store.default_project(user.id).await?),
+        };
+        if self.0.store.is_member(user.id, &project).await? {
+            Ok(Some(project))
+        } else {
+            Err(JobError::Project(project))
+        }
+    }
+
+    /// Refuses what could never start, so that nobody waits for it.
+    async fn check_fit(&self, user: &UserRecord, spec: &JobSpec, image_mib: u64, image: &str) -> Result<(), JobError> {
+        let need = spec.need.as_ref().unwrap_or(&Need::Cpu);
         let resolved = self.0.allocator.resolve(need).await?;
         if resolved.memory_mib < image_mib {
             return Err(JobError::Impossible(format!(
@@ -122,10 +147,24 @@ impl Jobs {
                 resolved.memory_mib
             )));
         }
-        let slices = user.quota.slices.filter(|most| *most == 0 && *need != Need::Cpu);
-        let memory = user.quota.gpu_memory_mib.filter(|most| *most < resolved.memory_mib);
-        if slices.is_some() || memory.is_some() {
-            return Err(JobError::OverQuota(format!("{need} is more than your quota allows")));
+        if *need == Need::Cpu {
+            return Ok(());
+        }
+        let slices = spec.slices.unwrap_or(1);
+        let memory = resolved.memory_mib.saturating_mul(u64::from(slices));
+        let over = |most_slices: Option<u32>, most_memory: Option<u64>| {
+            most_slices.is_some_and(|most| most < slices) || most_memory.is_some_and(|most| most < memory)
+        };
+        let what = if slices == 1 { need.to_string() } else { format!("{slices} times {need}") };
+        if over(user.quota.slices, user.quota.gpu_memory_mib) {
+            return Err(JobError::OverQuota(format!("{what} is more than your quota allows")));
+        }
+        let Some(project) = &spec.project else { return Ok(()) };
+        for project in self.0.store.project_chain(project).await? {
+            if over(project.limits.slices, project.limits.gpu_memory_mib) {
+                let name = project.name;
+                return Err(JobError::OverQuota(format!("{what} is more than the limits of the project {name} allow")));
+            }
         }
         Ok(())
     }
@@ -288,7 +327,7 @@ impl Jobs {
         Ok(log::Follower::begin(Arc::clone(&self.0), owner, job, offset, follow).await?.stream())
     }
 
-    /// A user's limits have changed: their queued jobs ask again under the new ones.
+    /// A user's limits or memberships have changed: their queued jobs ask again under the new ones.
     ///
     /// # Errors
     /// When the database fails.

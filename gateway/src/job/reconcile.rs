@@ -5,6 +5,7 @@ use super::{controller::Controller, lease::Standing, state::AttemptName, state::
 use crate::{
     files,
     image::ImageError,
+    quota::user_limits,
     runtime::{Ended, FoundState, RuntimeError, StartProgress},
     store::{JobRecord, StoreError, UserRecord},
 };
@@ -13,7 +14,7 @@ use mlad::{
     api::{JobId, JobReason, JobState, Lease, Need},
     channel::Exit,
 };
-use mlad_allocator::{AllocatorError, LeaseRequest, LeaseState, Limits};
+use mlad_allocator::{AllocatorError, LeaseRequest, LeaseState};
 use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
 
@@ -91,6 +92,13 @@ impl Controller {
         if job.life.reason == Some(JobReason::Held) {
             // Its slice was taken back (see `revoke`): the second half of that.
             return self.change(job, job.life.held(job.life.detail.clone())?, None).await;
+        }
+        if let Some(project) = &job.spec.project
+            && !self.store.is_member(job.user_id, project).await?
+        {
+            let detail =
+                format!("{} is no member of the project {project} any more; cancel it, or ask to be", job.user);
+            return self.change(job, job.life.held(Some(detail))?, None).await;
         }
         if let Some(at) = self.pause(job).await? {
             return Ok(Step::Rest(Some(at)));
@@ -408,8 +416,15 @@ fn in_doubt(standing: Standing) -> Option<&'static str> {
 
 fn lease_request(job: &JobRecord, user: &UserRecord) -> LeaseRequest {
     let need = job.spec.need.clone().unwrap_or(Need::Cpu);
+    let slices = job.spec.slices.unwrap_or(1);
     LeaseRequest {
-        limits: Limits { slices: user.quota.slices, gpu_memory_mib: user.quota.gpu_memory_mib, ..Limits::default() },
+        limits: user_limits(user),
+        slices,
+        // Its container is on one node, and so have all its slices to be.
+        nodes: (slices > 1).then_some(1),
+        project: job.spec.project.clone(),
+        priority: job.spec.priority,
+        preemptible: job.spec.preemptible,
         expected_seconds: job.spec.time_limit_seconds,
         ..LeaseRequest::new(job.next().to_string(), &user.name, need)
     }

@@ -1,8 +1,12 @@
 //! What a submission may say, and what is filled in where it says nothing. Pure.
 
 use super::JobError;
-use crate::config::{Container, JobSettings};
-use mlad::api::{JobSpec, Need};
+use crate::{
+    config::{Container, JobSettings},
+    store::{GREATEST_PRIORITY, UserRecord},
+};
+use mlad::api::{JobSpec, Need, Role};
+use mlad_allocator::LeaseRequest;
 
 /// Words of a command.
 const MAX_WORDS: usize = 1024;
@@ -47,10 +51,45 @@ pub(super) fn complete(mut spec: JobSpec, job: &JobSettings, container: &Contain
         let most = container.max_memory_mib;
         return wrong(format!("the memory must be {MIN_MEMORY_MIB} to {most} MiB, and is {memory}"));
     }
+    check_slices(&spec)?;
     spec.time_limit_seconds = Some(limit);
     spec.memory_mib = Some(memory);
     spec.need = spec.need.or(Some(Need::Cpu));
     Ok(spec)
+}
+
+/// Refuses a priority that the user may not ask for.
+///
+/// # Errors
+/// [`JobError::Priority`] when it is too great, [`JobError::Spec`] when it is none.
+pub(super) fn check_priority(spec: &JobSpec, user: &UserRecord) -> Result<(), JobError> {
+    let wanted = spec.priority;
+    if !(-GREATEST_PRIORITY..=GREATEST_PRIORITY).contains(&wanted) {
+        return wrong(format!("a priority is -{GREATEST_PRIORITY} to {GREATEST_PRIORITY}, and not {wanted}"));
+    }
+    let most = match user.role {
+        Role::Admin => GREATEST_PRIORITY,
+        Role::User => user.quota.greatest_priority.unwrap_or(0),
+    };
+    if wanted > most { Err(JobError::Priority { wanted, most }) } else { Ok(()) }
+}
+
+fn check_slices(spec: &JobSpec) -> Result<(), JobError> {
+    let (slices, most) = (spec.slices.unwrap_or(1), LeaseRequest::MOST_SLICES);
+    if !(1..=most).contains(&slices) {
+        return wrong(format!("a job has 1 to {most} slices, and not {slices}"));
+    }
+    if slices > 1 && matches!(spec.need, None | Some(Need::Cpu)) {
+        return wrong(format!("{slices} slices of nothing were asked for: name one with --gpu"));
+    }
+    match spec.nodes {
+        None | Some(1) => Ok(()),
+        Some(0) => wrong("a job runs on one node at least".into()),
+        Some(nodes) => wrong(format!(
+            "a job on {nodes} nodes was asked for, and the containers of this installation are on one node each: ask \
+             for several slices on one node (--slices without --nodes), or hand in several jobs"
+        )),
+    }
 }
 
 fn check_command(command: &[String]) -> Result<(), JobError> {
@@ -124,6 +163,10 @@ mod tests {
             (r#"{"command": ["true"], "idempotency_key": ""}"#, "idempotency key"),
             (r#"{"command": ["true"], "time_limit_seconds": 0}"#, "time limit"),
             (r#"{"command": ["true"], "time_limit_seconds": 99999999}"#, "time limit"),
+            (r#"{"command": ["true"], "need": "gpu", "slices": 0}"#, "slices"),
+            (r#"{"command": ["true"], "need": "gpu", "slices": 9999}"#, "slices"),
+            (r#"{"command": ["true"], "slices": 2}"#, "--gpu"),
+            (r#"{"command": ["true"], "need": "gpu", "slices": 4, "nodes": 2}"#, "on one node"),
             (r#"{"command": ["true"], "memory_mib": 1}"#, "memory"),
             (r#"{"command": ["true"], "memory_mib": 99999999}"#, "memory"),
         ] {

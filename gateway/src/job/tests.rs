@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 mod ending;
 mod log;
+mod projects;
 mod without_gpu;
 
 const PATIENCE: Duration = Duration::from_secs(30);

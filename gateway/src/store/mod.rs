@@ -7,6 +7,7 @@ mod audit;
 mod images;
 mod jobs;
 mod keys;
+mod projects;
 mod tokens;
 mod users;
 mod workspaces;
@@ -14,6 +15,8 @@ mod workspaces;
 pub use images::{ImageRecord, StoredImage};
 pub use jobs::{JobFilter, JobRecord, Submission};
 pub use keys::KeyToAdd;
+pub use projects::{NO_PROJECT, ProjectRecord};
+pub(crate) use users::GREATEST_PRIORITY;
 pub use users::{FIRST_UID, UserRecord, check_user_name};
 pub use workspaces::{NewWorkspace, WorkspaceRecord};
 
@@ -67,6 +70,8 @@ pub struct Store {
     readers: SqlitePool,
     /// Counts what may have taken somebody's right to be here.
     access: watch::Sender<u64>,
+    /// Counts what may have changed what users and projects may hold.
+    limits: watch::Sender<u64>,
 }
 
 impl Store {
@@ -88,7 +93,7 @@ impl Store {
         let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
         sqlx::migrate!("../migrations/sqlite/gateway").run(&writer).await?;
         let readers = SqlitePoolOptions::new().max_connections(8).connect_with(options.read_only(true)).await?;
-        Ok(Self { writer, readers, access: watch::Sender::default() })
+        Ok(Self { writer, readers, access: watch::Sender::default(), limits: watch::Sender::default() })
     }
 
     /// Changes whenever somebody may have lost the right to be here: a user was disabled or removed, or a key was.
@@ -99,6 +104,16 @@ impl Store {
     /// Says so, once it is written down.
     fn access_changed(&self) {
         self.access.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Changes whenever what users and projects may hold may have changed.
+    pub fn limit_changes(&self) -> watch::Receiver<u64> {
+        self.limits.subscribe()
+    }
+
+    /// Says so, once it is written down.
+    fn limits_changed(&self) {
+        self.limits.send_modify(|count| *count = count.wrapping_add(1));
     }
 
     /// A transaction that writes; nobody else writes until it ends.

@@ -5,6 +5,8 @@ use jiff::Timestamp;
 use mlad::api::{NewUser, Quota, Role, User};
 use sqlx::{FromRow, Sqlite, Transaction};
 
+/// No request has a greater priority.
+pub(crate) const GREATEST_PRIORITY: i32 = mlad_allocator::LeaseRequest::GREATEST_PRIORITY;
 /// First uid given to a user; uids below may be the host's or an image's own.
 pub const FIRST_UID: u32 = 20_000;
 /// Smallest uid an administrator may choose.
@@ -172,9 +174,15 @@ impl Store {
     pub async fn set_user_quota(&self, id: i64, quota: &Quota) -> Result<UserRecord, StoreError> {
         let memory = quota.gpu_memory_mib.map(i64::try_from).transpose();
         let memory = memory.map_err(|_| StoreError::Conflict("the GPU memory of the quota is too large".into()))?;
+        let time = quota.gpu_seconds.map(i64::try_from).transpose();
+        let time = time.map_err(|_| StoreError::Conflict("the GPU time of the quota is too large".into()))?;
+        if quota.greatest_priority.is_some_and(|greatest| !(0..=GREATEST_PRIORITY).contains(&greatest)) {
+            return Err(StoreError::Conflict(format!("the greatest priority is 0 to {GREATEST_PRIORITY}")));
+        }
         let mut transaction = self.write().await?;
         let row: Option<UserRow> = sqlx::query_as(
-            "UPDATE users SET quota_slices = $2, quota_gpu_memory_mib = $3, quota_jobs = $4, default_need = $5 \
+            "UPDATE users SET quota_slices = $2, quota_gpu_memory_mib = $3, quota_jobs = $4, default_need = $5, \
+             quota_gpu_seconds = $6, greatest_priority = $7 \
              WHERE id = $1 RETURNING *",
         )
         .bind(id)
@@ -182,9 +190,12 @@ impl Store {
         .bind(memory)
         .bind(quota.jobs.map(i64::from))
         .bind(quota.default_need.as_ref().map(ToString::to_string))
+        .bind(time)
+        .bind(quota.greatest_priority)
         .fetch_optional(&mut *transaction)
         .await?;
         transaction.commit().await?;
+        self.limits_changed();
         row.ok_or_else(|| no_user(&id.to_string()))?.try_into()
     }
 
@@ -330,6 +341,8 @@ pub(super) struct UserRow {
     quota_slices: Option<i64>,
     quota_gpu_memory_mib: Option<i64>,
     quota_jobs: Option<i64>,
+    quota_gpu_seconds: Option<i64>,
+    greatest_priority: Option<i64>,
     default_need: Option<String>,
     created_at: i64,
     last_seen_at: Option<i64>,
@@ -355,6 +368,8 @@ impl TryFrom<UserRow> for UserRecord {
                 slices: row.quota_slices.map(|value| number("quota", value)).transpose()?,
                 gpu_memory_mib: row.quota_gpu_memory_mib.map(|value| number("quota", value)).transpose()?,
                 jobs: row.quota_jobs.map(|value| number("quota", value)).transpose()?,
+                gpu_seconds: row.quota_gpu_seconds.map(|value| number("quota", value)).transpose()?,
+                greatest_priority: row.greatest_priority.map(|value| number("priority", value)).transpose()?,
                 default_need: default_need.transpose()?,
                 ..Quota::default()
             },
@@ -419,6 +434,8 @@ mod tests {
         let quota = Quota {
             slices: Some(2),
             gpu_memory_mib: Some(20_000),
+            gpu_seconds: Some(7200),
+            greatest_priority: Some(50),
             default_need: Some("1g.5gb".parse().unwrap()),
             ..Quota::default()
         };

@@ -137,12 +137,23 @@ impl Allocate for FakeAllocator {
         self.call(|_| Ok(GpuMap { gpus: Vec::new(), as_of: Timestamp::now() })).await
     }
 
-    async fn set_accounts(&self, _: &[Account]) -> Result<(), AllocatorError> {
-        self.call(|_| Ok(())).await
+    async fn set_accounts(&self, accounts: &[Account]) -> Result<(), AllocatorError> {
+        self.call(|world| {
+            let mut inner = world.lock();
+            for account in accounts {
+                inner.accounts.retain(|known| known.name != account.name);
+                inner.accounts.push(account.clone());
+            }
+            inner.grant();
+            drop(inner);
+            world.bump();
+            Ok(())
+        })
+        .await
     }
 
     async fn accounts(&self) -> Result<Vec<AccountState>, AllocatorError> {
-        self.call(|_| Ok(Vec::new())).await
+        self.call(|world| Ok(world.lock().account_states())).await
     }
 
     async fn changed(&self, seen: u64) -> Result<u64, AllocatorError> {

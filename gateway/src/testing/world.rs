@@ -6,7 +6,7 @@ use mlad::{
     api::{Lease, Need, Wait, WaitReason},
     channel::{Exit, JobResult},
 };
-use mlad_allocator::{LeaseRequest, LeaseState};
+use mlad_allocator::{Account, AccountName, AccountState, LeaseRequest, LeaseState, Limits};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     ops::{Deref, DerefMut},
@@ -55,6 +55,7 @@ pub(super) struct Inner {
     pub(super) leases: BTreeMap<String, Lease>,
     pub(super) queue: Vec<LeaseRequest>,
     pub(super) ended: BTreeSet<String>,
+    pub(super) accounts: Vec<Account>,
     fence: u64,
     pub(super) engine: Result<(), RuntimeError>,
     pub(super) allocator_away: bool,
@@ -79,6 +80,7 @@ impl World {
             leases: BTreeMap::new(),
             queue: Vec::new(),
             ended: BTreeSet::new(),
+            accounts: Vec::new(),
             fence: 0,
             engine: Ok(()),
             allocator_away: false,
@@ -200,6 +202,16 @@ impl World {
         self.bump();
     }
 
+    /// Limits of a user or project, as the allocator was told them.
+    pub(crate) fn limits_of(&self, name: &AccountName) -> Option<Limits> {
+        self.lock().accounts.iter().find(|account| account.name == *name).map(|account| account.limits)
+    }
+
+    /// The allocator has lost what it was told of users and projects.
+    pub(crate) fn forget_accounts(&self) {
+        self.lock().accounts.clear();
+    }
+
     /// The next starts fail like this, first come first.
     pub(crate) fn fail_starts(&self, errors: impl IntoIterator<Item = RuntimeError>) {
         self.lock().failing_starts.extend(errors);
@@ -300,15 +312,19 @@ impl Inner {
     pub(super) fn waits(&self) -> Vec<Wait> {
         let waiting = u32::try_from(self.queue.len()).unwrap();
         let wait = |(place, request): (usize, &LeaseRequest)| Wait {
-            project: None,
-            slices: 1,
-            nodes: None,
-            priority: 0,
+            project: request.project.clone(),
+            slices: request.slices,
+            nodes: request.nodes,
+            priority: request.priority,
             workload: request.workload.clone(),
             user: request.user.clone(),
             need: request.need.clone(),
             since: Timestamp::UNIX_EPOCH,
-            reason: if place == 0 { WaitReason::NoSlice } else { WaitReason::Priority },
+            reason: match place {
+                _ if !self.project_allows(request) => WaitReason::Quota,
+                0 => WaitReason::NoSlice,
+                _ => WaitReason::Priority,
+            },
             detail: format!("{place} are before it"),
             place: u32::try_from(place).unwrap() + 1,
             waiting,
@@ -338,9 +354,9 @@ impl Inner {
                 uuids: if cpu { Vec::new() } else { vec![format!("MIG-{}", slice.unwrap())] },
                 memory_mib: if cpu { 0 } else { 4864 },
                 slices: Vec::new(),
-                project: None,
-                priority: 0,
-                preemptible: false,
+                project: request.project,
+                priority: request.priority,
+                preemptible: request.preemptible,
                 expected_end: None,
                 ending: None,
                 granted_at: now,
@@ -349,6 +365,33 @@ impl Inner {
             };
             self.leases.insert(request.workload, lease);
         }
+    }
+
+    /// What is known of users and projects, and what they hold.
+    pub(super) fn account_states(&self) -> Vec<AccountState> {
+        let state = |account: &Account| {
+            let of = |lease: &&Lease| match &account.name {
+                AccountName::User(user) => lease.user == *user,
+                AccountName::Project(project) => lease.project.as_ref() == Some(project),
+            };
+            let held = self.leases.values().filter(of).map(|lease| lease.uuids.len()).sum::<usize>();
+            AccountState {
+                account: account.clone(),
+                slices: u32::try_from(held).unwrap(),
+                gpu_memory_mib: 4864 * u64::try_from(held).unwrap(),
+                gpu_seconds: 0,
+                committed_gpu_seconds: 0,
+                faded_gpu_seconds: 0.0,
+            }
+        };
+        self.accounts.iter().map(state).collect()
+    }
+
+    fn project_allows(&self, request: &LeaseRequest) -> bool {
+        let Some(project) = &request.project else { return true };
+        let name = AccountName::Project(project.clone());
+        let state = self.account_states().into_iter().find(|state| state.account.name == name);
+        state.is_none_or(|state| state.account.limits.slices.is_none_or(|most| state.slices < most))
     }
 
     fn is_cpu(&self, at: usize) -> bool {
@@ -363,6 +406,7 @@ impl Inner {
         let mine = self.leases.values().filter(|lease| lease.user == request.user && !lease.uuids.is_empty()).count();
         let free = (0..self.slices).any(|slice| !self.holds(slice));
         let allowed = request.limits.slices.is_none_or(|most| mine < usize::try_from(most).unwrap());
+        let allowed = allowed && self.project_allows(request);
         request.need == Need::Cpu || (free && allowed)
     }
 }

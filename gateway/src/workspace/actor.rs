@@ -15,13 +15,14 @@ use super::{
 };
 use crate::{
     image::ImageError,
+    quota::user_limits,
     runtime::{FoundState, RuntimeError, StartProgress},
     store::{StoreError, WorkspaceRecord},
 };
 use futures::FutureExt as _;
 use jiff::Timestamp;
 use mlad::api::{Lease, Wait};
-use mlad_allocator::{AllocatorError, LeaseRequest, LeaseState, Limits};
+use mlad_allocator::{AllocatorError, LeaseRequest, LeaseState};
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tracing::{Instrument as _, error, info, info_span, warn};
@@ -253,9 +254,13 @@ impl Actor {
         if let Err(error) = self.pinned_image(&record).await {
             return Outcome::Failed(error);
         }
-        let quota = &self.live.user.quota;
+        // Not as it was when somebody first came: the last limits that are told count.
+        let user = match self.controller.store.user_by_id(record.user_id).await {
+            Ok(user) => user,
+            Err(error) => return Outcome::Failed(error.into()),
+        };
         let request = LeaseRequest {
-            limits: Limits { slices: quota.slices, gpu_memory_mib: quota.gpu_memory_mib, ..Limits::default() },
+            limits: user_limits(&user),
             ..LeaseRequest::new(record.workload(), &record.user, record.need.clone())
         };
         // Subscribed before the request, so that no news of it is missed.

@@ -58,7 +58,11 @@ pub fn slice_environment(lease: &Lease) -> BTreeMap<String, String> {
         environment.insert("CUDA_VISIBLE_DEVICES".into(), String::new());
     } else {
         environment.insert("NVIDIA_VISIBLE_DEVICES".into(), lease.uuids.join(","));
+        environment.insert("MLAD_SLICES".into(), lease.uuids.len().to_string());
         environment.insert("MLAD_GPU_MEMORY_MIB".into(), lease.memory_mib.to_string());
+    }
+    if let Some(project) = &lease.project {
+        environment.insert("MLAD_PROJECT".into(), project.clone());
     }
     environment
 }

@@ -39,9 +39,29 @@ pub struct JobSpec {
     /// Submit, but do not start until released.
     #[serde(default)]
     pub hold: bool,
+    /// The project it counts for, of which the user is a member; that of the workspace which sends it, else the
+    /// user's default, if absent; `none` for no project.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+    /// So many slices, all at once and on one node; 1 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slices: Option<u32>,
+    /// On so many nodes; only 1 is served so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<u32>,
+    /// Who asks with more is ahead: -100 up to what the user may ask for; 0 if absent.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
+    /// It may be ended, with notice, for a request of greater priority; it then waits to start again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub preemptible: bool,
     /// The same key from the same user within a day gives the same job back. At most 128 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
+}
+
+fn is_zero(priority: &i32) -> bool {
+    *priority == 0
 }
 
 /// Where a job is in its life (design, "A job, step by step"). Ended states never change.

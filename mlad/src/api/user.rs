@@ -173,6 +173,12 @@ pub struct Quota {
     /// Jobs that have not ended; none for no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jobs: Option<u32>,
+    /// GPU time in 30 days, in seconds of whole GPUs; none for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_seconds: Option<u64>,
+    /// The greatest priority their requests may have, 0 to 100; 0 if absent. Administrators' may have any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub greatest_priority: Option<i32>,
     /// Slices held now.
     #[serde(default)]
     pub slices_used: u32,

@@ -4,6 +4,7 @@ use super::{
     Outcome, completion,
     output::{self, Output, ago, local_time, memory, or_dash, plain},
     own, parse_need,
+    projects::{self, AdminProjectCommand},
 };
 use crate::{
     api::{Image, Need, NewImage, NewInvite, NewUser, Quota, Role, User},
@@ -20,6 +21,9 @@ pub(super) enum AdminCommand {
     /// People.
     #[command(subcommand)]
     User(UserCommand),
+    /// Projects: people who share a quota.
+    #[command(subcommand)]
+    Project(AdminProjectCommand),
     /// Keys of people.
     #[command(subcommand)]
     Key(KeyCommand),
@@ -92,7 +96,7 @@ pub(super) enum UserCommand {
 pub(super) struct UserName {
     /// Login name.
     #[arg(add = ArgValueCandidates::new(completion::users))]
-    name: String,
+    pub(super) name: String,
 }
 
 /// Limits of a user.
@@ -103,9 +107,15 @@ pub(super) struct QuotaArguments {
     /// Slices and whole GPUs at once.
     #[arg(long)]
     slices: Option<u32>,
-    /// GPU memory at once, in MiB.
-    #[arg(long, value_name = "MIB")]
+    /// GPU memory at once: 80G, or a number of MiB.
+    #[arg(long, value_parser = ValueParser::new(projects::parse_gpu_memory), value_name = "MEMORY")]
     gpu_memory: Option<u64>,
+    /// Hours of whole GPUs in 30 days.
+    #[arg(long, value_name = "HOURS")]
+    gpu_hours: Option<u64>,
+    /// Greatest priority they may ask for, up to 100 [default: 0].
+    #[arg(long, value_name = "NUMBER")]
+    priority: Option<i32>,
     /// Jobs that have not ended.
     #[arg(long)]
     jobs: Option<u32>,
@@ -219,6 +229,7 @@ pub(super) enum LeaseCommand {
 pub(super) async fn run(client: &Client, output: &Output, command: AdminCommand) -> Outcome {
     match command {
         AdminCommand::User(command) => user(client, output, command).await,
+        AdminCommand::Project(command) => projects::administer(client, output, command).await,
         AdminCommand::Key(command) => key(client, output, command).await,
         AdminCommand::Invite { name, hours } => invite(client, output, name, hours).await,
         AdminCommand::Token(command) => token(client, output, command).await,
@@ -253,9 +264,16 @@ async fn user(client: &Client, output: &Output, command: UserCommand) -> Outcome
             format!("{} is now: {}", user.name, output::word(&user.role))
         }),
         UserCommand::Quota(arguments) => {
-            let QuotaArguments { user, slices, gpu_memory, jobs, default_gpu } = arguments;
-            let quota =
-                Quota { slices, gpu_memory_mib: gpu_memory, jobs, default_need: default_gpu, ..Quota::default() };
+            let QuotaArguments { user, slices, gpu_memory, gpu_hours, priority, jobs, default_gpu } = arguments;
+            let quota = Quota {
+                slices,
+                gpu_memory_mib: gpu_memory,
+                gpu_seconds: gpu_hours.map(|hours| hours.saturating_mul(3600)),
+                greatest_priority: priority,
+                jobs,
+                default_need: default_gpu,
+                ..Quota::default()
+            };
             let user = client.set_quota(&user.name, &quota).await?;
             output.say(&user, |user| format!("changed the quota of {}", user.name))
         }
@@ -276,11 +294,13 @@ fn users_table(users: &[User]) -> String {
             if user.enabled { "yes" } else { "no" }.into(),
             or_dash(user.quota.slices),
             or_dash(user.quota.gpu_memory_mib.map(memory)),
+            or_dash(user.quota.gpu_seconds.map(projects::gpu_hours)),
             or_dash(user.quota.jobs),
+            user.quota.greatest_priority.unwrap_or(0).to_string(),
             user.last_seen_at.map_or_else(|| "never".into(), |time| ago(time, now)),
         ]
     });
-    let head = ["NAME", "UID", "ROLE", "ENABLED", "SLICES", "GPU MEMORY", "JOBS", "SEEN"];
+    let head = ["NAME", "UID", "ROLE", "ENABLED", "SLICES", "GPU MEMORY", "GPU HOURS", "JOBS", "PRIORITY", "SEEN"];
     output::table(head, rows.collect(), "no users: mlad admin invite NAME")
 }
 

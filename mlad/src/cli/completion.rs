@@ -64,6 +64,14 @@ pub(super) fn workspaces() -> Vec<CompletionCandidate> {
     })
 }
 
+/// Names of the caller's projects.
+pub(super) fn projects() -> Vec<CompletionCandidate> {
+    ask(async |client| {
+        let projects = client.projects().await.ok()?.projects;
+        Some(projects.into_iter().map(|project| CompletionCandidate::new(project.name)).collect())
+    })
+}
+
 /// Names of users (administrators).
 pub(super) fn users() -> Vec<CompletionCandidate> {
     ask(async |client| {

@@ -31,8 +31,23 @@ pub(super) struct SubmitArguments {
     /// Name to find it by [default: the command's first word].
     #[arg(long, short)]
     name: Option<String>,
+    /// Project it counts for, or none [default: the workspace's, else yours: `mlad project default`].
+    #[arg(long, short, add = ArgValueCandidates::new(completion::projects))]
+    project: Option<String>,
+    /// So many slices, all at once and on one node [default: 1].
+    #[arg(long, value_name = "NUMBER")]
+    slices: Option<u32>,
+    /// On so many nodes (only 1 is served so far).
+    #[arg(long, value_name = "NUMBER")]
+    nodes: Option<u32>,
+    /// Who asks with more is ahead: -100 up to what you may ask for.
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_name = "NUMBER")]
+    priority: i32,
+    /// It may be ended, with notice, for a request of greater priority; it then waits to start again.
+    #[arg(long)]
+    preemptible: bool,
     /// Longest run: 90s, 30m, 12h, 2d [default: the server's].
-    #[arg(long, short, value_parser = ValueParser::new(parse_seconds), value_name = "TIME")]
+    #[arg(long, short, visible_alias = "time-limit", value_parser = ValueParser::new(parse_seconds), value_name = "TIME")]
     time: Option<u64>,
     /// Memory of the container: 8G, 500M [default: the server's].
     #[arg(long, value_parser = ValueParser::new(parse_mib), value_name = "MEMORY")]
@@ -98,7 +113,8 @@ pub(super) async fn ps(client: &Client, output: &Output, arguments: PsArguments)
     output.show(&jobs, |list| {
         let rows = list.jobs.iter().map(|job| row(job, with_user, now)).collect();
         let empty = if all { "no jobs" } else { "no jobs that have not ended (mlad ps --all shows the others)" };
-        let head = ["ID", if with_user { "USER" } else { "NAME" }, "STATE", "GPU", "IMAGE", "AGE", "TIME", "EXIT"];
+        let who = if with_user { "USER" } else { "NAME" };
+        let head = ["ID", who, "STATE", "GPU", "PROJECT", "PRIORITY", "IMAGE", "AGE", "TIME", "EXIT"];
         let mut text = output::table(head, rows, empty);
         if let Some(before) = list.next_before {
             text += &format!("more: mlad ps{} --before {before}\n", if all { " --all" } else { "" });
@@ -107,7 +123,7 @@ pub(super) async fn ps(client: &Client, output: &Output, arguments: PsArguments)
     })
 }
 
-fn row(job: &Job, with_user: bool, now: Timestamp) -> [String; 8] {
+fn row(job: &Job, with_user: bool, now: Timestamp) -> [String; 10] {
     let ran = job.started_at.map(|start| ago(start, job.ended_at.unwrap_or(now)));
     let exit = match (&job.signal, job.exit_code) {
         (Some(signal), _) => format!("SIG{signal}"),
@@ -117,12 +133,23 @@ fn row(job: &Job, with_user: bool, now: Timestamp) -> [String; 8] {
         job.id.to_string(),
         if with_user { job.user.clone() } else { job.name.chars().take(32).collect() },
         state_text(job),
-        or_dash(job.spec.need.as_ref()),
+        slices_text(job),
+        or_dash(job.spec.project.as_ref()),
+        job.spec.priority.to_string(),
         or_dash(job.spec.image.as_ref()),
         ago(job.submitted_at, now),
         or_dash(ran),
         exit,
     ]
+}
+
+/// What it runs on in one cell: `2 × 1g.5gb`.
+fn slices_text(job: &Job) -> String {
+    let need = or_dash(job.spec.need.as_ref());
+    match job.spec.slices {
+        Some(slices) if slices > 1 => format!("{slices} × {need}"),
+        _ => need,
+    }
 }
 
 /// State and reason in one cell: `queued (NoSlice)`.
@@ -222,6 +249,11 @@ fn spec(arguments: SubmitArguments) -> Result<JobSpec, CliError> {
         time_limit_seconds: arguments.time,
         memory_mib: arguments.memory,
         hold: arguments.hold,
+        project: arguments.project,
+        slices: arguments.slices,
+        nodes: arguments.nodes,
+        priority: arguments.priority,
+        preemptible: arguments.preemptible,
         idempotency_key: Some(arguments.key.unwrap_or_else(random_key)),
     })
 }
@@ -282,7 +314,7 @@ fn parse_seconds(text: &str) -> Result<u64, String> {
 }
 
 /// `500M`, `8G` in MiB.
-fn parse_mib(text: &str) -> Result<u64, String> {
+pub(super) fn parse_mib(text: &str) -> Result<u64, String> {
     let (number, unit) = split_unit(text);
     let factor = match unit.to_ascii_lowercase().as_str() {
         "m" | "mb" | "mib" => 1,

@@ -12,6 +12,7 @@ mod gpus;
 mod jobs;
 mod output;
 mod own;
+mod projects;
 mod run;
 
 use crate::{
@@ -83,6 +84,9 @@ enum Command {
     /// Your workspaces.
     #[command(subcommand)]
     Workspace(own::WorkspaceCommand),
+    /// Your projects.
+    #[command(subcommand)]
+    Project(projects::ProjectCommand),
     /// Your SSH keys.
     #[command(subcommand)]
     Key(own::KeyCommand),
@@ -224,6 +228,7 @@ async fn dispatch(api: Option<Endpoint>, token_file: Option<PathBuf>, output: Ou
         Command::Quota => gpus::quota(client, &output).await,
         Command::Whoami => own::whoami(client, &output).await,
         Command::Workspace(command) => own::workspace(client, &output, command).await,
+        Command::Project(command) => projects::run(client, &output, command).await,
         Command::Key(command) => own::key(client, &output, command).await,
         Command::Token(command) => own::token(client, &output, command).await,
         Command::Admin(command) => admin::run(client, &output, command).await,

@@ -2,9 +2,9 @@
 
 use super::{Answer, Client, ClientError};
 use crate::api::{
-    ArtifactList, AuditList, GpuMap, Identity, Image, ImageList, Invite, Job, JobId, JobList, JobSpec, JobState,
-    JobSubmitted, Lease, NewImage, NewInvite, NewKey, NewToken, NewUser, Quota, Role, SshKey, Token, User, UserList,
-    Wait, Workspace, WorkspaceList,
+    ArtifactList, AuditList, DefaultProject, GpuMap, Identity, Image, ImageList, Invite, Job, JobId, JobList, JobSpec,
+    JobState, JobSubmitted, Lease, NewImage, NewInvite, NewKey, NewProject, NewToken, NewUser, Project, ProjectLimits,
+    ProjectList, Quota, Role, SshKey, Token, User, UserList, Wait, Workspace, WorkspaceList,
 };
 use hyper::Method;
 use serde_json::json;
@@ -152,6 +152,19 @@ impl Client {
     }
 }
 
+/// Projects of the caller.
+impl Client {
+    /// The projects the caller is a member of.
+    pub async fn projects(&self) -> Result<ProjectList, ClientError> {
+        self.get("/v1/projects").await
+    }
+
+    /// Says what the caller's requests count for that name no project.
+    pub async fn set_default_project(&self, project: Option<String>) -> Result<DefaultProject, ClientError> {
+        self.send(Method::PUT, "/v1/projects/default", &DefaultProject { project }).await
+    }
+}
+
 /// Workspaces, keys and tokens of the caller.
 impl Client {
     /// The caller's workspaces; everybody's for an administrator with `all`.
@@ -272,6 +285,42 @@ impl Client {
         self.delete(&user_path(name, &format!("/tokens/{id}"))).await
     }
 
+    /// Every project.
+    pub async fn all_projects(&self) -> Result<ProjectList, ClientError> {
+        self.get("/v1/admin/projects").await
+    }
+
+    /// One project.
+    pub async fn project(&self, name: &str) -> Result<Project, ClientError> {
+        self.get(&project_path(name, "")).await
+    }
+
+    /// Makes a project.
+    pub async fn add_project(&self, project: &NewProject) -> Result<Project, ClientError> {
+        self.post("/v1/admin/projects", project).await
+    }
+
+    /// Removes a project.
+    pub async fn remove_project(&self, name: &str) -> Result<(), ClientError> {
+        self.delete(&project_path(name, "")).await
+    }
+
+    /// Changes what the members of a project may hold together; what is absent is without limit.
+    pub async fn set_project_limits(&self, name: &str, limits: &ProjectLimits) -> Result<Project, ClientError> {
+        self.send(Method::PUT, &project_path(name, "/limits"), limits).await
+    }
+
+    /// Makes somebody a member of a project.
+    pub async fn add_member(&self, project: &str, user: &str) -> Result<Project, ClientError> {
+        let path = project_path(project, &format!("/members/{}", escape(user)));
+        self.send(Method::PUT, &path, &json!({})).await
+    }
+
+    /// Ends a membership.
+    pub async fn remove_member(&self, project: &str, user: &str) -> Result<(), ClientError> {
+        self.delete(&project_path(project, &format!("/members/{}", escape(user)))).await
+    }
+
     /// Adds an image to the catalog, or replaces the one of its name.
     pub async fn add_image(&self, image: &NewImage) -> Result<Image, ClientError> {
         self.post("/v1/admin/images", image).await
@@ -306,6 +355,10 @@ impl Client {
     pub async fn audit(&self, limit: u32) -> Result<AuditList, ClientError> {
         self.get(&format!("/v1/admin/audit?limit={limit}")).await
     }
+}
+
+fn project_path(name: &str, rest: &str) -> String {
+    format!("/v1/admin/projects/{}{rest}", escape(name))
 }
 
 fn user_path(name: &str, rest: &str) -> String {
