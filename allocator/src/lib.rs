@@ -7,6 +7,7 @@
 //! * `queue` — who is next and why others wait: pure.
 //! * `lease` — the ledger of leases and waiting requests, in the database.
 //! * `node` — inventory and repartitioning through NVML.
+//! * `proof` — whether a ledger is as it must be: pure.
 //! * `simulation` — how good policies are, on simulated requests: pure.
 //! * `service` — the same over HTTP, server and client.
 
@@ -15,12 +16,13 @@ pub mod geometry;
 mod lease;
 pub mod node;
 pub mod placement;
+pub mod proof;
 pub mod queue;
 pub mod service;
 pub mod simulation;
 
 pub use error::AllocatorError;
-pub use lease::{Embedded, Gpus, QueueSettings, Settings};
+pub use lease::{Embedded, Gpus, QueueSettings, Settings, read_records};
 
 use async_trait::async_trait;
 use mlad::api::{GpuMap, Lease, Need, Wait};

@@ -1,6 +1,7 @@
-//! The allocator as a service of its own: `mlad-allocator serve`; and how good its policies are:
-//! `mlad-allocator simulate`.
+//! The allocator as a service of its own: `mlad-allocator serve`; how good its policies are:
+//! `mlad-allocator simulate`; whether a ledger is as it must be: `mlad-allocator check`.
 
+mod check;
 mod config;
 mod simulate;
 
@@ -30,6 +31,9 @@ enum Command {
     Serve(Flags),
     /// Simulate requests for GPUs and tell how many each placement policy accepts.
     Simulate(simulate::Flags),
+    /// Check the ledger in a database: that no slice ever had two holders, limits held, fences grew. Exit code 1
+    /// if not.
+    Check(check::Flags),
 }
 
 /// How long what still runs may take when everything has been stopped.
@@ -40,29 +44,27 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let ended = match &command {
-        Command::Simulate(flags) => simulate::run(flags),
-        Command::Serve(flags) => {
-            let runtime = match tokio::runtime::Runtime::new() {
-                Ok(runtime) => runtime,
-                Err(error) => {
-                    eprintln!("mlad-allocator: the system gives no threads: {error}");
-                    return ExitCode::FAILURE;
-                }
-            };
-            let ended = runtime.block_on(run(flags));
-            // Not waited for without end: a call of the driver may never return.
-            runtime.shutdown_timeout(LEFT);
-            ended
-        }
+        Command::Simulate(flags) => simulate::run(flags).map(|()| true),
+        Command::Serve(flags) => on_threads(async { run(flags).await.map(|()| true) }),
+        Command::Check(flags) => on_threads(check::run(flags)),
     };
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("mlad-allocator: {error:#}");
             let settings = matches!(error.downcast_ref(), Some(AllocatorError::Settings(_)));
             ExitCode::from(if settings { 2 } else { 1 })
         }
     }
+}
+
+fn on_threads<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Runtime::new().context("the system gives no threads")?;
+    let ended = runtime.block_on(work);
+    // Not waited for without end: a call of the driver may never return.
+    runtime.shutdown_timeout(LEFT);
+    ended
 }
 
 async fn run(flags: &Flags) -> anyhow::Result<()> {

@@ -23,6 +23,7 @@ mod usage;
 mod view;
 
 pub use embedded::{Embedded, Gpus, QueueSettings, Settings};
+pub use store::read_records;
 
 #[cfg(test)]
 mod tests;

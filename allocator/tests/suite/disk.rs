@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, sqlite::SqliteConnectOptio
 use std::time::Duration;
 
 /// Runs SQL on the database from outside.
-async fn sql(machine: &Machine, text: String) {
+pub(crate) async fn sql(machine: &Machine, text: String) {
     let options = SqliteConnectOptions::new().filename(machine.database()).busy_timeout(Duration::from_secs(30));
     let mut connection = options.connect().await.unwrap();
     sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut connection).await.unwrap();

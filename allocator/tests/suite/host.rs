@@ -3,12 +3,15 @@
 use super::machine::Machine;
 use mlad_allocator::{
     Allocate, Embedded,
+    proof::{Allowance, check},
+    read_records,
     service::{HttpAllocator, Token},
 };
 use std::{
     fs::{self, Permissions},
     io::{BufRead, BufReader},
     os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
     time::Duration,
@@ -25,13 +28,14 @@ pub(crate) enum Host {
 
 /// An allocator that runs.
 pub(crate) enum Running {
-    Embedded(Arc<Embedded>),
+    Embedded(Arc<Embedded>, PathBuf),
     Program(Program),
 }
 
 /// `mlad-allocator serve`, killed when it is dropped.
 pub(crate) struct Program {
     child: Child,
+    database: PathBuf,
     pub(crate) url: String,
     client: HttpAllocator,
 }
@@ -46,7 +50,7 @@ impl Drop for Program {
 impl Host {
     pub(crate) async fn start(self, machine: &Machine) -> Running {
         match self {
-            Self::Embedded => Running::Embedded(Embedded::start(machine.settings()).await.unwrap()),
+            Self::Embedded => Running::Embedded(Embedded::start(machine.settings()).await.unwrap(), machine.database()),
             Self::Unix => {
                 Running::Program(program(machine, &format!("unix:{}/socket", machine.path().display()), None).await)
             }
@@ -99,27 +103,40 @@ async fn program(machine: &Machine, listen: &str, token: Option<Token>) -> Progr
     let line = line.await.unwrap();
     let log = || fs::read_to_string(machine.path().join("log")).unwrap();
     let url = line.trim().strip_prefix("serving ").unwrap_or_else(|| panic!("it does not serve: {}", log()));
-    Program { child, url: url.to_owned(), client: HttpAllocator::new(url, token.as_ref()).unwrap() }
+    let database = machine.database();
+    Program { child, database, url: url.to_owned(), client: HttpAllocator::new(url, token.as_ref()).unwrap() }
+}
+
+/// The ledger in a database is as it must be.
+pub(crate) async fn sound(database: &Path) {
+    let findings = check(&read_records(database).await.unwrap(), Allowance::default());
+    assert!(findings.is_empty(), "{findings:#?}");
 }
 
 impl Running {
     pub(crate) fn allocator(&self) -> &dyn Allocate {
         match self {
-            Self::Embedded(embedded) => &**embedded,
+            Self::Embedded(embedded, _) => &**embedded,
             Self::Program(program) => &program.client,
         }
     }
 
-    /// Ends it orderly.
+    /// Ends it orderly. What it leaves is a sound ledger, whatever went wrong before.
     pub(crate) async fn stop(self) {
-        match self {
-            Self::Embedded(embedded) => embedded.stop().await,
+        let database = match self {
+            Self::Embedded(embedded, database) => {
+                embedded.stop().await;
+                database
+            }
             Self::Program(mut program) => {
                 let pid = program.child.id();
                 signal("-TERM", pid);
+                let database = program.database.clone();
                 let status = bounded(pid, move || program.child.wait().unwrap()).await;
                 assert!(status.success(), "{status}");
+                database
             }
-        }
+        };
+        sound(&database).await;
     }
 }

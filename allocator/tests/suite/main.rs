@@ -6,6 +6,7 @@ mod disk;
 mod faults;
 mod host;
 mod kill;
+mod ledger;
 mod machine;
 mod restart;
 mod rules;

@@ -2,11 +2,15 @@
 //!
 //! * `write` — what a transition leaves behind.
 //! * `read` — what the allocator starts from.
+//! * `records` — all rows, to be checked.
 //! * `history` — what is over: who held what, what was used, and when it is forgotten.
 
 mod history;
 mod read;
+mod records;
 mod write;
+
+pub use records::read_records;
 
 use super::record::{LeaseRow, Repartition, RequestRow, UsedRow, Write};
 use crate::{Account, AllocatorError};

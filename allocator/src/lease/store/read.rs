@@ -60,7 +60,7 @@ impl Store {
     }
 }
 
-fn account(row: &SqliteRow) -> Result<Account, AllocatorError> {
+pub(super) fn account(row: &SqliteRow) -> Result<Account, AllocatorError> {
     let name: String = row.try_get("name")?;
     let is_user = row.try_get::<String, _>("kind")? == USER;
     Ok(Account {
