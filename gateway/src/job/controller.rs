@@ -16,8 +16,8 @@ use crate::{
     store::{JobFilter, Store, StoreError},
 };
 use futures::StreamExt as _;
-use mlad::api::{JobId, JobReason, JobState, Need, Wait};
-use mlad_allocator::Allocate;
+use mlad::api::{Ending, JobId, JobReason, JobState, Lease, Need, Wait};
+use mlad_allocator::{Allocate, AllocatorError};
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     io,
@@ -82,6 +82,8 @@ struct Memory {
     notes: HashMap<JobId, (Option<JobReason>, String)>,
     /// When an attempt was told to end.
     terminated: HashMap<AttemptName, Instant>,
+    /// Attempts whose lease is going to end.
+    endings: HashMap<AttemptName, Ending>,
     /// Who waits for news of a job.
     watchers: HashMap<JobId, watch::Sender<()>>,
 }
@@ -276,12 +278,13 @@ impl Controller {
         let mut seen = 0;
         loop {
             let news = match self.allocator.changed(seen).await {
-                Ok(version) => self.allocator.waits().await.map(|waits| (version, waits)),
+                Ok(version) => self.waits_and_leases().await.map(|(waits, leases)| (version, waits, leases)),
                 Err(error) => Err(error),
             };
             match news {
-                Ok((version, waits)) => {
+                Ok((version, waits, leases)) => {
                     seen = version;
+                    self.take_endings(leases);
                     self.take_waits(waits);
                 }
                 Err(error) => {
@@ -290,6 +293,33 @@ impl Controller {
                 }
             }
         }
+    }
+
+    async fn waits_and_leases(&self) -> Result<(Vec<Wait>, Vec<Lease>), AllocatorError> {
+        Ok((self.allocator.waits().await?, self.allocator.leases().await?))
+    }
+
+    /// Keeps which leases are going to end; jobs that have notice, or not any more, go into the queue.
+    fn take_endings(&self, leases: Vec<Lease>) {
+        let ending = |lease: Lease| Some((attempt_of(&lease.workload)?, lease.ending?));
+        let endings: HashMap<AttemptName, Ending> = leases.into_iter().filter_map(ending).collect();
+        let mut memory = self.memory();
+        let before = std::mem::replace(&mut memory.endings, endings);
+        let names: HashSet<AttemptName> = before.keys().chain(memory.endings.keys()).copied().collect();
+        let changed: Vec<JobId> = names
+            .into_iter()
+            .filter(|name| before.get(name) != memory.endings.get(name))
+            .map(|name| name.job)
+            .collect();
+        drop(memory);
+        for id in changed {
+            self.queue.add(id);
+        }
+    }
+
+    /// The notice that the lease of an attempt has.
+    pub(super) fn ending_of(&self, name: AttemptName) -> Option<Ending> {
+        self.memory().endings.get(&name).cloned()
     }
 
     /// Keeps what is said of those who wait; jobs that wait no longer go into the queue.

@@ -5,6 +5,7 @@
 
 mod controller;
 mod error;
+mod giving_way;
 mod lease;
 mod log;
 mod queue;

@@ -43,7 +43,7 @@ pub(super) enum Fault {
 }
 
 /// What a step came to.
-enum Step {
+pub(super) enum Step {
     /// The job changed: look again.
     Again,
     /// Nothing to do until something happens, or until this time.
@@ -166,7 +166,8 @@ impl Controller {
         }
         let attempts = self.store.attempts(&[job.id]).await?.remove(&job.id).unwrap_or_default();
         let Some(ended_at) = attempts.last().and_then(|attempt| attempt.ended_at) else { return Ok(None) };
-        let times = u32::try_from(attempts.len()).unwrap_or(u32::MAX).saturating_sub(1).min(16);
+        let failed = attempts.iter().filter(|attempt| !attempt.preempted).count();
+        let times = u32::try_from(failed).unwrap_or(u32::MAX).saturating_sub(1).min(16);
         let pause = Duration::from_secs(self.config.job.retry_seconds).saturating_mul(1 << times);
         let passed = Duration::try_from(Timestamp::now().duration_since(ended_at)).unwrap_or_default();
         let left = pause.saturating_sub(passed);
@@ -176,7 +177,11 @@ impl Controller {
     async fn step_starting(&self, job: &JobRecord, poke: &Notify) -> Result<Step, Fault> {
         let Some(name) = job.current() else { return self.fault(job, "it has no attempt".into()).await };
         let lease = self.store.lease_of(name).await?;
-        if let Some(why) = in_doubt(self.keeper.keep(name, &lease)) {
+        let standing = self.keeper.keep(name, &lease);
+        if let Some(ending) = self.ending_of(name) {
+            return self.give_way_unstarted(job, name, &ending).await;
+        }
+        if let Some(why) = in_doubt(standing) {
             return self.lose(job, why).await;
         }
         // A container of that name is this attempt, whoever started it.
@@ -240,7 +245,13 @@ impl Controller {
     async fn step_running(&self, job: &JobRecord) -> Result<Step, Fault> {
         let Some(name) = job.current() else { return self.fault(job, "it has no attempt".into()).await };
         let lease = self.store.lease_of(name).await?;
-        if let Some(why) = in_doubt(self.keeper.keep(name, &lease)) {
+        let standing = self.keeper.keep(name, &lease);
+        let noticed = job.life.reason == Some(JobReason::Preempted) || self.ending_of(name).is_some();
+        // One whose time is up has been told to end already.
+        if noticed && job.life.reason != Some(JobReason::TimeLimit) {
+            return self.give_way(job, name, &lease).await;
+        }
+        if let Some(why) = in_doubt(standing) {
             return self.lose(job, why).await;
         }
         let overdue = job.life.reason == Some(JobReason::TimeLimit);
@@ -256,10 +267,10 @@ impl Controller {
         }
     }
 
-    async fn mind_the_time(&self, job: &JobRecord, name: AttemptName, overdue: bool) -> Result<Step, Fault> {
+    pub(super) async fn mind_the_time(&self, job: &JobRecord, name: AttemptName, overdue: bool) -> Result<Step, Fault> {
         let limit = job.spec.time_limit_seconds.unwrap_or(u64::MAX);
         if overdue {
-            return self.end_in_time(name).await;
+            return self.end_in_time(name, job.spec.preemptible).await;
         }
         let ran = Timestamp::now().duration_since(job.life.started_at.unwrap_or(job.submitted_at));
         let ran = Duration::try_from(ran).unwrap_or_default();
@@ -269,9 +280,11 @@ impl Controller {
         }
     }
 
-    /// Tells the attempt to end; if it has not within its grace, ends it from outside.
-    async fn end_in_time(&self, name: AttemptName) -> Result<Step, Fault> {
-        let grace = Duration::from_secs(self.config.job.grace_seconds) + SLACK;
+    /// Tells the attempt to end; if it has not within its grace, ends it from outside. The agent of one that is
+    /// not preemptible does that itself, and is given some time more.
+    async fn end_in_time(&self, name: AttemptName, preemptible: bool) -> Result<Step, Fault> {
+        let grace =
+            Duration::from_secs(self.config.job.grace_seconds) + if preemptible { Duration::ZERO } else { SLACK };
         let Some(told) = self.terminated(name) else {
             self.runtime.terminate(&name.to_string()).await?;
             self.set_terminated(name);
@@ -286,7 +299,7 @@ impl Controller {
     }
 
     /// The container ended: its result becomes the job's verdict, before the container is removed.
-    async fn collect(&self, job: &JobRecord, name: AttemptName, ended: &Ended) -> Result<Step, Fault> {
+    pub(super) async fn collect(&self, job: &JobRecord, name: AttemptName, ended: &Ended) -> Result<Step, Fault> {
         let memory = job.spec.memory_mib.unwrap_or(self.config.container.memory_mib);
         let result = self.runtime.result(&name.to_string()).await?;
         // The engine may not know it yet, or the agent not have lived to say it.
@@ -338,7 +351,7 @@ impl Controller {
         if let Some(name) = job.current() {
             let found = self.runtime.inspect(&name.to_string()).await?.map(|found| found.state);
             if found == Some(FoundState::Running)
-                && let Step::Rest(at) = self.end_in_time(name).await?
+                && let Step::Rest(at) = self.end_in_time(name, job.spec.preemptible).await?
             {
                 return Ok(Step::Rest(at));
             }
@@ -361,7 +374,8 @@ impl Controller {
         if let Some(name) = job.current() {
             self.end_attempt(name).await?;
         }
-        let attempts = self.store.attempts(&[job.id]).await?.remove(&job.id).map_or(0, |attempts| attempts.len());
+        let attempts = self.store.attempts(&[job.id]).await?.remove(&job.id).unwrap_or_default();
+        let attempts = attempts.iter().filter(|attempt| !attempt.preempted).count();
         tracing::warn!(job = job.id, attempts, why, "an attempt failed for no fault of its job");
         if u32::try_from(attempts).is_ok_and(|attempts| attempts < self.config.job.max_attempts) {
             return self.change(job, job.life.requeued(JobReason::Infrastructure, why)?, None).await;
@@ -383,7 +397,7 @@ impl Controller {
     }
 
     /// Proves that no container of the attempt is left, then gives its lease back.
-    async fn end_attempt(&self, name: AttemptName) -> Result<(), Fault> {
+    pub(super) async fn end_attempt(&self, name: AttemptName) -> Result<(), Fault> {
         let workload = name.to_string();
         self.runtime.remove(&workload, Duration::ZERO).await?;
         self.forget(name);
@@ -396,7 +410,12 @@ impl Controller {
         Ok(life.state != job.life.state || life.attempt != job.life.attempt)
     }
 
-    async fn change(&self, job: &JobRecord, next: super::Life, lease: Option<&Lease>) -> Result<Step, Fault> {
+    pub(super) async fn change(
+        &self,
+        job: &JobRecord,
+        next: super::Life,
+        lease: Option<&Lease>,
+    ) -> Result<Step, Fault> {
         if next.state.has_ended() {
             self.write_result(job, &next).await;
         }

@@ -121,6 +121,12 @@ impl Life {
         Ok(self.to(JobState::Running, Some(JobReason::TimeLimit), Some(detail)))
     }
 
+    /// running → running: its lease is going to end, and it has been (or is about to be) told to end.
+    pub fn noticed(&self, detail: String) -> Result<Self, Illegal> {
+        self.only_from(&[JobState::Running], "have notice")?;
+        Ok(self.to(JobState::Running, Some(JobReason::Preempted), Some(detail)))
+    }
+
     /// running → collecting: the command ended, and this is how.
     pub fn ended(&self, exit: &Exit, out_of_memory: Option<String>) -> Result<Self, Illegal> {
         self.only_from(&[JobState::Running], "end")?;
@@ -306,7 +312,8 @@ mod tests {
             12 => life.returned(now),
             13 => life.requeued(JobReason::Infrastructure, text()),
             14 => life.failed(JobReason::Infrastructure, text(), now),
-            15 => life.cancelling("alice"),
+            15 => life.noticed(text()),
+            16 => life.cancelling("alice"),
             _ => life.cancelled(now),
         }
     }
@@ -314,7 +321,7 @@ mod tests {
     proptest! {
         #[test]
         fn only_drawn_edges_occur_and_ended_states_stay(
-            hold in any::<bool>(), choices in proptest::collection::vec(0usize..17, 0..60)
+            hold in any::<bool>(), choices in proptest::collection::vec(0usize..18, 0..60)
         ) {
             let mut life = Life::submitted(hold);
             for choice in choices {
@@ -338,7 +345,7 @@ mod tests {
             [Held, Blocked, Queued, Starting, Running, Collecting, Lost, Cancelling, Succeeded, Failed, Cancelled];
         for from in states {
             for to in states.into_iter().filter(|to| allowed(from, *to)) {
-                let reachable = (0..17).any(|choice| {
+                let reachable = (0..18).any(|choice| {
                     [Some(0), Some(1)].into_iter().any(|exit_code| {
                         let reason = Some(JobReason::Exit);
                         let life = Life { state: from, exit_code, reason, ..Life::submitted(false) };

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 mod ending;
+mod giving_way;
 mod log;
 mod projects;
 mod without_gpu;

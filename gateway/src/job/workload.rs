@@ -15,6 +15,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Seconds the agent itself gives a preemptible job after SIGTERM: its notice may be longer than the grace, and the
+/// controller ends either in time.
+const WITH_NOTICE: u64 = 24 * 3600;
+
 /// A job's folder as its user sees it.
 pub fn job_directory(user: &str, id: mlad::api::JobId) -> PathBuf {
     Path::new("/home").join(user).join(job_folder(id))
@@ -57,7 +61,7 @@ pub(super) fn workload(
                 working_directory: job.spec.working_directory.as_ref().map_or_else(|| home.clone(), PathBuf::from),
                 log: folder.join("log"),
                 artifacts: folder.join("artifacts"),
-                grace_seconds: config.job.grace_seconds,
+                grace_seconds: if job.spec.preemptible { WITH_NOTICE } else { config.job.grace_seconds },
             }),
         },
         mounts: vec![

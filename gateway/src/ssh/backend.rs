@@ -10,9 +10,9 @@ use crate::{
     workspace::Wish,
 };
 use async_trait::async_trait;
-use mlad::api::ExitCode;
+use mlad::api::{Ending, ExitCode};
 use std::any::Any;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, sync::watch};
 
 /// What serves those who are let in. Whoever calls may have been let in long ago: that they still may is looked
 /// at again.
@@ -51,6 +51,10 @@ pub trait Backend: Send + Sync + 'static {
 pub trait Place: Send + Sync {
     /// A new connection to its agent.
     async fn connect(&self) -> Result<UnixStream, RuntimeError>;
+    /// Notice that it is going to end, whenever that changes; what never has any says nothing.
+    fn notices(&self) -> watch::Receiver<Option<Ending>> {
+        watch::Sender::default().subscribe()
+    }
     /// Returns, with the reason in words, when it is over.
     async fn ended(&self) -> String;
     /// The same for one more.

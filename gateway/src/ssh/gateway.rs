@@ -11,7 +11,7 @@ use crate::{
     workspace::{Attached, Wish, WorkspaceError, Workspaces},
 };
 use async_trait::async_trait;
-use mlad::api::{ExitCode, Identity};
+use mlad::api::{Ending, ExitCode, Identity};
 use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
@@ -24,7 +24,7 @@ use std::{
 };
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     task::{AbortHandle, JoinSet},
 };
 
@@ -143,6 +143,10 @@ impl Backend for Gateway {
 impl Place for Attached {
     async fn connect(&self) -> Result<UnixStream, RuntimeError> {
         Attached::connect(self).await
+    }
+
+    fn notices(&self) -> watch::Receiver<Option<Ending>> {
+        Attached::notices(self)
     }
 
     async fn ended(&self) -> String {

@@ -18,10 +18,11 @@ use super::{
 use crate::{login::Terminal, workspace::Wish};
 use futures::FutureExt as _;
 use mlad::{
-    api::{ExitCode, Need},
+    api::{Ending, ExitCode, Need},
     channel::{Exit, Open},
 };
 use std::{io, sync::Arc, time::Duration};
+use tokio::sync::watch;
 
 /// The subsystem that the gateway serves itself.
 pub(super) const SFTP: &str = "sftp";
@@ -143,7 +144,10 @@ async fn run_in_workspace(
     }
     let ended = match pipes {
         Some(pipes) => piped_session::serve(connection, pipes, outlet, &announcements).await?,
-        None => terminal_session::serve(connection, outlet, &announcements).await?,
+        None => tokio::select! {
+            ended = terminal_session::serve(connection, outlet, &announcements) => ended?,
+            gone = tell_notices(outlet, place.notices()) => return Err(gone.into()),
+        },
     };
     match ended {
         Some(exit) => {
@@ -155,6 +159,37 @@ async fn run_in_workspace(
         }
         None => Err(broken(&*place).await.into()),
     }
+}
+
+/// Tells a terminal when its workspace is going to end; returns when nobody is there to be told.
+async fn tell_notices(outlet: &Outlet, mut notices: watch::Receiver<Option<Ending>>) -> Gone {
+    let mut told = false;
+    loop {
+        let notice = notices.borrow_and_update().clone();
+        let line = match notice {
+            Some(ending) => Some(ending_line(&ending)),
+            None if told => Some("your workspace does not have to end after all".into()),
+            None => None,
+        };
+        if let Some(line) = line {
+            told = true;
+            if let Err(gone) = outlet.error(format!("\r\nmlad: {line}\r\n")).await {
+                return gone;
+            }
+        }
+        if notices.changed().await.is_err() {
+            // It has ended: the session hears of that from its agent.
+            return std::future::pending().await;
+        }
+    }
+}
+
+fn ending_line(ending: &Ending) -> String {
+    let reason: String = ending.reason.chars().filter(|letter| !letter.is_control()).collect();
+    format!(
+        "your workspace ends at {} UTC: {reason}. Save your work; your home stays, and the next login begins anew.",
+        ending.at.strftime("%H:%M:%S")
+    )
 }
 
 fn wish(client: &Client, setup: &Setup) -> Result<Wish, Refusal> {

@@ -257,13 +257,15 @@ impl Store {
             let over =
                 !matches!(to.state, JobState::Starting | JobState::Running | JobState::Lost | JobState::Cancelling);
             sqlx::query(
-                "UPDATE attempts SET started_at = COALESCE(started_at, $1), ended_at = COALESCE(ended_at, $2)
+                "UPDATE attempts SET started_at = COALESCE(started_at, $1), ended_at = COALESCE(ended_at, $2),
+                     preempted = preempted OR $5
                  WHERE job_id = $3 AND number = $4",
             )
             .bind(to.started_at.map(to_micros))
             .bind(over.then(|| to_micros(Timestamp::now())))
             .bind(id)
             .bind(to.attempt)
+            .bind(to.state == JobState::Queued && to.reason == Some(JobReason::Preempted))
             .execute(&mut *transaction)
             .await?;
         }
@@ -313,6 +315,7 @@ fn attempt(row: &SqliteRow) -> Result<Attempt, StoreError> {
         granted_at: lease.granted_at,
         started_at: time("started_at")?,
         ended_at: time("ended_at")?,
+        preempted: row.try_get("preempted")?,
     })
 }
 

@@ -3,7 +3,7 @@
 use crate::runtime::{Ended, FoundState, RuntimeError, RuntimeEvent, WorkloadSpec};
 use jiff::{SignedDuration, Timestamp};
 use mlad::{
-    api::{Lease, Need, Wait, WaitReason},
+    api::{Ending, Lease, Need, Wait, WaitReason},
     channel::{Exit, JobResult},
 };
 use mlad_allocator::{Account, AccountName, AccountState, LeaseRequest, LeaseState, Limits};
@@ -225,6 +225,14 @@ impl World {
     /// Takes an image away.
     pub(crate) fn remove_image(&self, reference: &str) {
         self.lock().images.remove(reference);
+    }
+
+    /// The lease of a workload is going to end after this, or not any more.
+    pub(crate) fn notice(&self, workload: &str, after: Option<SignedDuration>) {
+        let reason = "somebody of greater priority waits for its space";
+        let ending = after.map(|after| Ending { at: Timestamp::now() + after, reason: reason.into() });
+        self.lock().leases.get_mut(workload).unwrap().ending = ending;
+        self.bump();
     }
 
     /// The lease of a workload is over, whether or not it still runs.

@@ -417,7 +417,10 @@ impl Actor {
     /// news does not tell.
     async fn heed(&self, workload: &str, news: Option<LeaseState>) {
         let reason = match news {
-            Some(LeaseState::Granted(_)) => None,
+            Some(LeaseState::Granted(lease)) => {
+                self.live.set_lease(lease);
+                None
+            }
             Some(LeaseState::Ended { reason }) => Some(lease_over(&reason)),
             Some(LeaseState::Waiting(_)) | None => self.why_ended(workload).await,
         };

@@ -5,7 +5,7 @@ use super::{
     live::{Joined, Presence, Seat, Step},
 };
 use crate::runtime::{Runtime, RuntimeError};
-use mlad::api::{Wait, Workspace};
+use mlad::api::{Ending, Wait, Workspace};
 use std::sync::Arc;
 use tokio::{net::UnixStream, sync::watch};
 
@@ -125,6 +125,11 @@ impl Attached {
     /// The workspace as it was when this connection was made.
     pub fn workspace(&self) -> &Workspace {
         &self.workspace
+    }
+
+    /// Notice that the workspace is going to end, whenever that changes.
+    pub fn notices(&self) -> watch::Receiver<Option<Ending>> {
+        self.presence.instance.notice.subscribe()
     }
 
     /// Returns, with the reason in words, when the workspace is being stopped or its container is gone.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::store::{UserRecord, WorkspaceRecord};
 use jiff::Timestamp;
-use mlad::api::{Lease, Need, Wait, Workspace, WorkspaceState};
+use mlad::api::{Ending, Lease, Need, Wait, Workspace, WorkspaceState};
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -50,6 +50,20 @@ pub(super) struct Instance {
     pub(super) workload: String,
     /// The reason of its end, once it is decided.
     pub(super) ended: watch::Sender<Option<String>>,
+    /// What those in it should know of an end that is to come.
+    pub(super) notice: watch::Sender<Option<Ending>>,
+}
+
+impl Instance {
+    fn give_notice(&self, ending: Option<&Ending>) {
+        self.notice.send_if_modified(|known| {
+            let other = known.as_ref() != ending;
+            if other {
+                *known = ending.cloned();
+            }
+            other
+        });
+    }
 }
 
 /// A workspace that has something to do.
@@ -319,13 +333,19 @@ impl Live {
     }
 
     pub(super) fn set_lease(&self, lease: Lease) {
-        self.lock().lease = Some(lease);
+        let mut shared = self.lock();
+        if let Some(running) = &shared.running {
+            running.instance.give_notice(lease.ending.as_ref());
+        }
+        shared.lease = Some(lease);
     }
 
     /// It runs: those who waited are connected. Returns the instance.
     pub(super) fn ready(&self) -> Arc<Instance> {
         let mut shared = self.lock();
-        let instance = Arc::new(Instance { workload: shared.record.workload(), ended: watch::Sender::new(None) });
+        let notice = watch::Sender::new(shared.lease.as_ref().and_then(|lease| lease.ending.clone()));
+        let instance =
+            Arc::new(Instance { workload: shared.record.workload(), ended: watch::Sender::new(None), notice });
         let round = shared.round.take();
         let connections = round.as_ref().map_or(0, |round| round.waiters);
         shared.wait = None;

@@ -122,6 +122,8 @@ pub enum JobReason {
     OutOfMemory,
     /// Killed because the time limit was reached.
     TimeLimit,
+    /// Its slice is, or was, wanted for something of greater priority, or its GPU time is used up: it was told to end.
+    Preempted,
     /// Cancelled by its owner or an administrator.
     Cancelled,
     /// MLAD's fault or the machine's; another attempt was or is made.
@@ -228,6 +230,9 @@ pub struct Attempt {
     /// When it was over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
+    /// Whether it was ended with notice, for no fault: the job waits again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub preempted: bool,
 }
 
 /// How a job ended: its file `result`, beside log and artifacts.
