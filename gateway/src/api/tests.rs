@@ -493,7 +493,12 @@ async fn workloads_are_stopped_and_leases_taken_back_whoever_holds_them() {
 async fn a_job_takes_image_and_slice_of_the_workspace_that_sends_it() {
     let site = Site::start().await;
     let user = site.user("alice").await;
-    let wish = Wish { name: "default".into(), image: Some("base".into()), need: Some(Need::Profile("1g.5gb".into())) };
+    let wish = Wish {
+        name: "default".into(),
+        image: Some("base".into()),
+        need: Some(Need::Profile("1g.5gb".into())),
+        project: None,
+    };
     let mut entering = site.state.rooms.workspaces.enter(&user, wish).await.unwrap();
     let attached = loop {
         if let Progress::Ready(attached) = entering.next().await.unwrap() {

@@ -87,6 +87,7 @@ mod tests {
             detail: None,
             image: "pytorch".into(),
             need: lease.need.clone(),
+            project: None,
             lease: Some(lease),
             wait: None,
             connections: 1,

@@ -30,6 +30,8 @@ pub(super) const SFTP: &str = "sftp";
 const IMAGE: &str = "MLAD_IMAGE";
 /// The variable that says which slice the workspace is to have.
 const GPU: &str = "MLAD_GPU";
+/// The variable that names the project the workspace counts for.
+const PROJECT: &str = "MLAD_PROJECT";
 /// Exit status of a session that broke off: the one `ssh` itself has for a broken connection.
 const BROKEN: u32 = 255;
 /// Time to wait for the reason of a workspace's end once its agent is lost.
@@ -196,7 +198,8 @@ fn wish(client: &Client, setup: &Setup) -> Result<Wish, Refusal> {
     let need = setup.variable(GPU).filter(|text| !text.is_empty()).map(str::parse::<Need>).transpose();
     let need = need.map_err(|error| Refusal::new(format!("{GPU}: {error}"), ExitCode::Usage))?;
     let image = setup.variable(IMAGE).filter(|name| !name.is_empty()).map(Into::into);
-    Ok(Wish { image, need, ..client.workplace.wish() })
+    let project = setup.variable(PROJECT).filter(|name| !name.is_empty()).map(Into::into);
+    Ok(Wish { image, need, project, ..client.workplace.wish() })
 }
 
 /// Brings the session to its workspace; if the client leaves meanwhile, its place is given back. The terminal, if

@@ -61,7 +61,7 @@ impl Workplace {
 
     /// What a session wishes for that names no image and slice.
     pub(super) fn wish(&self) -> Wish {
-        Wish { name: self.name.clone(), image: None, need: None }
+        Wish { name: self.name.clone(), image: None, need: None, project: None }
     }
 
     /// A session sets out. It has arrived when it has done what others wait for, and drops this.

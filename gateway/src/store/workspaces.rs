@@ -24,6 +24,8 @@ pub struct WorkspaceRecord {
     pub image: String,
     /// Slice.
     pub need: Need,
+    /// The project it counts for, since its last start.
+    pub project: Option<String>,
     /// Where it is in its life.
     pub life: Life,
     /// When it was made.
@@ -135,7 +137,7 @@ impl Store {
         let columns = Columns::of(&after.life)?;
         let mut transaction = self.write().await?;
         let result = sqlx::query(
-            "UPDATE workspaces SET image = $1, need = $2, state = $3, detail = $4, generation = $5, fence = $6,
+            "UPDATE workspaces SET image = $1, need = $2, project = $13, state = $3, detail = $4, generation = $5, fence = $6,
                  started_at = COALESCE($7, started_at), idle_deadline = $8, keep_until = $9
              WHERE id = $10 AND state = $11 AND generation = $12",
         )
@@ -151,6 +153,7 @@ impl Store {
         .bind(before.id)
         .bind(state_name(before.life.name()))
         .bind(number("generation", before.life.generation)?)
+        .bind(&after.project)
         .execute(&mut *transaction)
         .await?;
         if result.rows_affected() != 1 {
@@ -208,6 +211,7 @@ struct WorkspaceRow {
     name: String,
     image: String,
     need: String,
+    project: Option<String>,
     state: String,
     detail: Option<String>,
     generation: i64,
@@ -230,6 +234,7 @@ impl TryFrom<WorkspaceRow> for WorkspaceRecord {
             name: row.name,
             image: row.image,
             need: row.need.parse().map_err(|error: mlad::api::NeedError| corrupt(error.to_string()))?,
+            project: row.project,
             life,
             created_at: from_micros(row.created_at)?,
         })
@@ -351,7 +356,7 @@ mod tests {
         let stopping = kept.stop("because").unwrap();
         let stopped = stopping.stopped().unwrap();
         for life in [begun, starting, running, idle, kept, stopping, stopped] {
-            let after = WorkspaceRecord { image: "torch".into(), ..to(&record, life) };
+            let after = WorkspaceRecord { image: "torch".into(), project: Some("vision".into()), ..to(&record, life) };
             store.save_workspace(&record, &after).await.unwrap();
             assert_eq!(store.workspace(user, "default").await.unwrap().as_ref(), Some(&after));
             assert_eq!(store.workspace_by_id(record.id).await.unwrap().as_ref(), Some(&after));

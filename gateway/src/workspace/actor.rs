@@ -199,8 +199,13 @@ impl Actor {
     async fn begin(&self) -> Result<(), StepError> {
         let Some(choice) = self.live.next_choice() else { return Ok(()) };
         let before = self.live.record();
-        let after =
-            WorkspaceRecord { image: choice.image, need: choice.need, life: before.life.begin()?, ..before.clone() };
+        let after = WorkspaceRecord {
+            image: choice.image,
+            need: choice.need,
+            project: choice.project,
+            life: before.life.begin()?,
+            ..before.clone()
+        };
         self.save_record(&before, after).await
     }
 
@@ -261,6 +266,7 @@ impl Actor {
         };
         let request = LeaseRequest {
             limits: user_limits(&user),
+            project: record.project.clone(),
             ..LeaseRequest::new(record.workload(), &record.user, record.need.clone())
         };
         // Subscribed before the request, so that no news of it is missed.

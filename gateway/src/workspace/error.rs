@@ -41,6 +41,9 @@ pub enum WorkspaceError {
     /// The user's quota can never allow it.
     #[error("{0}")]
     Quota(String),
+    /// The user is no member of such a project.
+    #[error("there is no project {0} of which you are a member")]
+    Project(String),
     /// It is in use and made of something else than was asked for.
     #[error("the workspace {name} is {state} with {what} {has}, not {wished}")]
     Differs {
@@ -48,7 +51,7 @@ pub enum WorkspaceError {
         name: String,
         /// `running`, `starting`, `waiting`.
         state: &'static str,
-        /// `the image` or `the slice`.
+        /// `the image`, `the slice` or `the project`.
         what: &'static str,
         /// What it is made of.
         has: String,
@@ -124,7 +127,7 @@ impl WorkspaceError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Name(_) | Self::NoImage | Self::NoNeed => ErrorCode::BadRequest,
-            Self::NotFound(_) | Self::Image(_) => ErrorCode::NotFound,
+            Self::NotFound(_) | Self::Image(_) | Self::Project(_) => ErrorCode::NotFound,
             Self::ImageNeeds { .. } | Self::Impossible(_) => ErrorCode::Impossible,
             Self::Quota(_) | Self::TooMany { .. } => ErrorCode::Quota,
             Self::Differs { .. } | Self::NotRunning(_) | Self::Lease(_) | Self::Stopped(_) => ErrorCode::Conflict,
@@ -144,6 +147,7 @@ impl WorkspaceError {
         Some(match self {
             Self::Name(_) => "name it in the login: ssh mlad+NAME@server".into(),
             Self::NotFound(_) => "`mlad workspace ls` lists yours".into(),
+            Self::Project(_) => "`mlad project ls` lists yours; an administrator makes somebody a member".into(),
             Self::NoImage => "name one: ssh -o SetEnv=MLAD_IMAGE=IMAGE …; `mlad image ls` lists them".into(),
             Self::NoNeed => "name one: ssh -o SetEnv=MLAD_GPU=1g.5gb … (a profile, 10G, gpu or cpu)".into(),
             Self::Image(_) => "name another: ssh -o SetEnv=MLAD_IMAGE=IMAGE …".into(),

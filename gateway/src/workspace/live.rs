@@ -10,7 +10,7 @@ use super::{
     clock::later,
     state::{Life, State},
 };
-use crate::store::{UserRecord, WorkspaceRecord};
+use crate::store::{NO_PROJECT, UserRecord, WorkspaceRecord};
 use jiff::Timestamp;
 use mlad::api::{Ending, Lease, Need, Wait, Workspace, WorkspaceState};
 use std::{
@@ -28,6 +28,9 @@ pub(super) struct Choice {
     /// The slice, and whether the login named it.
     pub(super) need: Need,
     pub(super) need_named: bool,
+    /// The project it counts for, and whether the login named it (or none).
+    pub(super) project: Option<String>,
+    pub(super) project_named: bool,
     /// What the slice comes to, if that is known.
     pub(super) profile: Option<String>,
 }
@@ -451,7 +454,7 @@ impl Shared {
     fn check(&self, choice: &Choice) -> Result<(), WorkspaceError> {
         let ending = self.stop.is_some() || matches!(self.record.life.state, State::Stopping { .. });
         let going = self.record.life.active() && !ending;
-        let (image, need, profile, state) = match (&self.round, going) {
+        let (image, need, project, profile, state) = match (&self.round, going) {
             (_, true) => {
                 let profile = self.lease.as_ref().map(|lease| &lease.profile);
                 let waited = self.round.as_ref().and_then(|round| round.choice.profile.as_ref());
@@ -460,10 +463,11 @@ impl Shared {
                     WorkspaceState::Starting => "starting",
                     _ => "waiting",
                 };
-                (&self.record.image, &self.record.need, profile.or(waited), state)
+                (&self.record.image, &self.record.need, &self.record.project, profile.or(waited), state)
             }
             (Some(round), false) if round.waiters > 0 => {
-                (&round.choice.image, &round.choice.need, round.choice.profile.as_ref(), "waiting")
+                let Choice { image, need, project, profile, .. } = &round.choice;
+                (image, need, project, profile.as_ref(), "waiting")
             }
             _ => return Ok(()),
         };
@@ -476,6 +480,10 @@ impl Shared {
         };
         if choice.image_named && choice.image != *image {
             return Err(differs("the image", image, &choice.image));
+        }
+        if choice.project_named && choice.project != *project {
+            let name = |project: &Option<String>| project.clone().unwrap_or_else(|| NO_PROJECT.to_owned());
+            return Err(differs("the project", &name(project), &name(&choice.project)));
         }
         let same_profile = profile.is_some() && profile == choice.profile.as_ref();
         if choice.need_named && choice.need != *need && !same_profile {
@@ -540,6 +548,7 @@ pub(super) fn show(record: &WorkspaceRecord) -> Workspace {
         detail,
         image: record.image.clone(),
         need: record.need.clone(),
+        project: record.project.clone(),
         lease: None,
         wait: None,
         connections: 0,

@@ -31,13 +31,13 @@ use crate::{
     config::Config,
     image::Catalog,
     runtime::{Runtime, WorkloadObserver},
-    store::{NewWorkspace, Store, StoreError, UserRecord, WorkspaceRecord},
+    store::{NO_PROJECT, NewWorkspace, Store, StoreError, UserRecord, WorkspaceRecord},
 };
 use actor::image_error;
 pub(crate) use clock::later;
 use controller::{Controller, Parts};
 use live::{Choice, Live};
-use mlad::api::{GpuMap, Image, Lease, Need, Quota, Wait, Workspace};
+use mlad::api::{GpuMap, Image, Lease, Need, ProjectLimits, Quota, Wait, Workspace};
 use mlad_allocator::{Allocate, Resolved};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::DropGuard;
@@ -63,6 +63,8 @@ pub struct Wish {
     pub image: Option<String>,
     /// Slice; what it had before, or the default, if absent.
     pub need: Option<Need>,
+    /// The project it is to count for, or `none`; what it counted for before, or the user's default, if absent.
+    pub project: Option<String>,
 }
 
 /// What a login gets if it does not ask for anything else.
@@ -128,11 +130,14 @@ impl Workspaces {
         check_name(&wish.name)?;
         let record = self.controller.store.workspace(user.id, &wish.name).await?;
         let preset = self.preset_of(user, &wish, record.as_ref());
+        let project = self.project(user, &wish, record.as_ref()).await?;
         let mut choice = Choice {
             image_named: wish.image.is_some(),
             image: preset.image.ok_or(WorkspaceError::NoImage)?,
             need_named: wish.need.is_some(),
             need: preset.need.ok_or(WorkspaceError::NoNeed)?,
+            project,
+            project_named: wish.project.is_some(),
             profile: None,
         };
         match record.as_ref().filter(|record| self.controller.live(record.id).is_some_and(|live| live.runs())) {
@@ -147,6 +152,26 @@ impl Workspaces {
         };
         let joined = self.controller.join(record, user, &choice)?;
         Ok(Entering::new(joined, Arc::clone(&self.controller.runtime)))
+    }
+
+    /// What it is to count for: a project that the user is a member of, or none.
+    async fn project(
+        &self,
+        user: &UserRecord,
+        wish: &Wish,
+        record: Option<&WorkspaceRecord>,
+    ) -> Result<Option<String>, WorkspaceError> {
+        let store = &self.controller.store;
+        match &wish.project {
+            Some(name) if name == NO_PROJECT => return Ok(None),
+            Some(name) if store.is_member(user.id, name).await? => return Ok(Some(name.clone())),
+            Some(name) => return Err(WorkspaceError::Project(printable(name))),
+            None => {}
+        }
+        match record.and_then(|record| record.project.as_ref()) {
+            Some(before) if store.is_member(user.id, before).await? => Ok(Some(before.clone())),
+            _ => Ok(store.default_project(user.id).await?),
+        }
     }
 
     /// Attaches to a workspace if it runs now, whatever it is made of; none if it would have to be waited for.
@@ -174,6 +199,18 @@ impl Workspaces {
             });
         }
         check_quota(&user.quota, &resolved)?;
+        let Some(project) = choice.project.as_ref().filter(|_| resolved.memory_mib > 0) else {
+            return Ok(resolved.profile);
+        };
+        for project in self.controller.store.project_chain(project).await? {
+            let ProjectLimits { slices, gpu_memory_mib, .. } = project.limits;
+            if slices == Some(0) || gpu_memory_mib.is_some_and(|most| resolved.memory_mib > most) {
+                let (need, name) = (&choice.need, project.name);
+                return Err(WorkspaceError::Quota(format!(
+                    "{need} is more than the limits of the project {name} allow"
+                )));
+            }
+        }
         Ok(resolved.profile)
     }
 
@@ -226,8 +263,11 @@ impl Workspaces {
     /// [`WorkspaceError::NotFound`] if there is none of that name.
     pub async fn stop(&self, user: &str, name: &str, by: &str) -> Result<Workspace, WorkspaceError> {
         let record = self.find(user, name).await?;
-        let live = self.controller.live(record.id);
-        self.stop_live(record, live, by).await
+        match self.controller.live(record.id) {
+            Some(live) => self.stop_live(record, Some(live), by).await,
+            // It is at rest, and may have come to rest since it was read.
+            None => Ok(live::show(&self.find(user, name).await?)),
+        }
     }
 
     /// Stops the workspace whose container is `workload`, and no later one of the same workspace.

@@ -37,6 +37,9 @@ pub struct Workspace {
     pub image: String,
     /// Slice wanted.
     pub need: Need,
+    /// The project it counts for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
     /// The lease it holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<Lease>,

@@ -6,6 +6,7 @@ mod ending;
 mod entering;
 mod failing;
 mod idle;
+mod projects;
 mod view;
 pub(crate) mod world;
 
@@ -165,11 +166,11 @@ fn config(folder: &Path, settings: &str) -> Config {
 }
 
 pub(crate) fn wish(name: &str) -> Wish {
-    Wish { name: name.into(), image: None, need: None }
+    Wish { name: name.into(), image: None, need: None, project: None }
 }
 
 pub(crate) fn wish_for(name: &str, image: &str, need: &str) -> Wish {
-    Wish { name: name.into(), image: Some(image.into()), need: Some(need.parse().unwrap()) }
+    Wish { name: name.into(), image: Some(image.into()), need: Some(need.parse().unwrap()), project: None }
 }
 
 /// Waits until it runs.

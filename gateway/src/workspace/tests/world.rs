@@ -9,7 +9,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
-use mlad::api::{Lease, Need, Wait, WaitReason};
+use mlad::api::{Ending, Lease, Need, Wait, WaitReason};
 use mlad_allocator::{AllocatorError, LeaseRequest, LeaseState, Resolved};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -169,6 +169,13 @@ impl World {
         self.bump();
     }
 
+    /// A lease is going to end at this time, or not any more.
+    pub(crate) fn notice(&self, workload: &str, at: Option<Timestamp>) {
+        let ending = at.map(|at| Ending { at, reason: "its project has used up its GPU time".into() });
+        self.lock().leases.get_mut(workload).expect("it is granted").ending = ending;
+        self.bump();
+    }
+
     /// A container that somebody else left, and perhaps its lease.
     pub(crate) fn leave_container(&self, name: &str, spec: WorkloadSpec) {
         let container = Container { spec: WorkloadSpec { name: name.into(), ..spec }, state: FoundState::Running };
@@ -237,8 +244,8 @@ impl State {
                 uuids: slot.map(|slot| format!("MIG-{slot:04}-000000000000-{:012}", self.fence)).into_iter().collect(),
                 memory_mib: resolved.memory_mib,
                 slices: Vec::new(),
-                project: None,
-                priority: 0,
+                project: request.project,
+                priority: request.priority,
                 preemptible: false,
                 expected_end: None,
                 ending: None,
