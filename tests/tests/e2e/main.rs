@@ -10,6 +10,7 @@ mod jobs;
 mod login;
 mod manual;
 mod people;
+mod projects;
 mod service;
 mod slices;
 mod stalls;

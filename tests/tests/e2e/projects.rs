@@ -1,0 +1,67 @@
+//! Rows C5, C8, H1: a quota that is shared, several slices at once, and a job that gives way.
+
+use mlad_tests::{Outcome, Person, Site, eventually};
+use std::time::Duration;
+
+const LONG: Duration = Duration::from_secs(120);
+
+fn job(person: &Person, id: &str) -> serde_json::Value {
+    let list = person.ssh("mlad ps --all --json").success().json();
+    list["jobs"].as_array().unwrap().iter().find(|job| job["id"].as_i64() == id.parse().ok()).unwrap().clone()
+}
+
+#[test]
+fn members_share_a_quota_and_nobody_else_learns_of_it() {
+    let site = Site::start();
+    let (alice, bob, carol) = (site.person("alice"), site.person("bob"), site.person("carol"));
+    site.admin(&["project", "add", "vision"]).success();
+    site.admin(&["project", "quota", "vision", "--slices", "2", "--gpu-memory", "80G"]).success();
+    for member in ["alice", "bob"] {
+        site.admin(&["project", "member", "add", "vision", member]).success();
+    }
+    // Two at once, seen both; and charged to the project.
+    let run = "mlad run --project vision --slices 2 --gpu 1g.5gb -- sh -c 'echo $MLAD_PROJECT $MLAD_SLICES $NVIDIA_VISIBLE_DEVICES'";
+    let text = alice.ssh(run).success().text();
+    assert!(text.starts_with("vision 2 MIG-") && text.matches("MIG-").count() == 2, "{text}");
+
+    site.admin(&["project", "quota", "vision", "--slices", "1"]).success();
+    assert_eq!(alice.ssh(run).code, 4, "more than the project may hold");
+    let first = alice.ssh("mlad submit --project vision --gpu 1g.5gb -- sleep 1000").success().text();
+    eventually("the first runs", LONG, || job(&alice, &first)["state"] == "running");
+    bob.ssh("mlad project default vision").success();
+    let second = bob.ssh("mlad submit --gpu 1g.5gb -- true").success().text();
+    eventually("the second waits for the quota", LONG, || job(&bob, &second)["reason"] == "Quota");
+    let used = site.mlad_json(&["admin", "project", "show", "vision"])["used"]["slices"].clone();
+    assert_eq!(used, 1);
+    alice.ssh(&format!("mlad cancel {first}")).success();
+    bob.ssh(&format!("mlad wait {second}")).success();
+
+    assert_eq!(carol.ssh("mlad submit --project vision --gpu cpu -- true").code, 3);
+    assert_eq!(carol.ssh("mlad project ls --json").success().json()["projects"].as_array().unwrap().len(), 0);
+    assert_eq!(carol.ssh("mlad submit --priority 1 --gpu cpu -- true").code, 4);
+
+    // A workspace counts for its project too, and is refused to others.
+    let workspace = "echo $MLAD_PROJECT";
+    let with = ["-o", "SetEnv=MLAD_PROJECT=vision"];
+    assert_eq!(Outcome::of(&mut alice.ssh_command(&with, &[workspace])).success().text(), "vision");
+    assert_eq!(Outcome::of(&mut carol.ssh_command(&with, &[workspace])).code, 3);
+}
+
+#[test]
+fn a_preemptible_job_gives_way_and_finishes_later() {
+    let machine = "driver_version = \"550.54.15\"\n[[gpu]]\nmodel = \"A100-40GB\"\ncount = 1\nmig = true\n";
+    let site = Site::builder().machine(machine).setting("allocator", "notice_seconds = 5").start();
+    let (alice, bob) = (site.person("alice"), site.person("bob"));
+    site.admin(&["user", "quota", "bob", "--priority", "10"]).success();
+    let script =
+        "test $MLAD_JOB_ATTEMPT = 2 && exit 0; trap \"echo told >> told; exit 9\" TERM; while true; do sleep 0.1; done";
+    let submit = format!("mlad submit --preemptible --gpu 7g.40gb -- sh -c '{script}'");
+    let id = alice.ssh(&submit).success().text();
+    eventually("it runs", LONG, || job(&alice, &id)["state"] == "running");
+    let urgent = bob.ssh("mlad run --priority 10 --gpu 7g.40gb -- echo urgent").success();
+    assert_eq!(urgent.text(), "urgent");
+    alice.ssh(&format!("mlad wait {id}")).success();
+    assert_eq!(alice.ssh("cat told").success().text(), "told");
+    let attempts = job(&alice, &id)["attempts"].clone();
+    assert_eq!((attempts.as_array().unwrap().len(), &attempts[0]["preempted"]), (2, &true.into()));
+}
