@@ -80,3 +80,55 @@ async fn a_notice_that_is_taken_back_ends_nothing_and_one_from_before_a_restart_
     gateway.until_state(id, JobState::Cancelled).await;
     assert_eq!(place.world.violations(), [""; 0]);
 }
+
+/// The first attempt has notice as soon as it runs, the second ends well.
+async fn story(gateway: &Gateway, world: &World) {
+    let world = world.clone();
+    let fate = tokio::spawn(async move {
+        let mut events = world.events.subscribe();
+        loop {
+            for name in world.running() {
+                match name.as_str() {
+                    "j-1-1" => world.notice(&name, Some(LONG)),
+                    _ => world.end(&name, Exit::Status(0), false),
+                }
+            }
+            let _ = events.recv().await;
+        }
+    });
+    gateway.until(1, |job| job.state.has_ended()).await;
+    fate.abort();
+}
+
+#[test]
+fn a_gateway_that_dies_between_any_two_calls_forgets_no_notice_and_counts_it_as_no_fault() {
+    let mut passing = 0;
+    loop {
+        let place = Arc::new(Place::new(1));
+        incarnation(&place, CrashPoint::never(), async |gateway: &Gateway| {
+            let spec = serde_json::from_str::<JobSpec>(PREEMPTIBLE).unwrap();
+            let spec = JobSpec { image: Some("base".into()), ..spec };
+            gateway.store.submit_job(gateway.user.id, &spec, 10).await.unwrap();
+        });
+        let world = place.world.clone();
+        let lived = incarnation(&place, CrashPoint::at(passing), async move |gateway: &Gateway| {
+            story(gateway, &world).await;
+        });
+        let world = place.world.clone();
+        let job = incarnation(&place, CrashPoint::never(), async move |gateway: &Gateway| {
+            story(gateway, &world).await;
+            let nothing = |world: &World| world.containers().is_empty() && world.leases().is_empty();
+            world.until("nothing is left over", nothing).await;
+            gateway.jobs.view(gateway.jobs.record(1).await.unwrap()).await.unwrap()
+        });
+        let job = job.unwrap();
+        let preempted: Vec<bool> = job.attempts.iter().map(|attempt| attempt.preempted).collect();
+        assert_eq!((job.state, preempted), (JobState::Succeeded, vec![true, false]), "died at {passing}");
+        assert_eq!(place.world.violations(), [""; 0], "died at {passing}");
+        if lived.is_some() {
+            assert!(passing > 30, "the story has few calls: {passing}");
+            return;
+        }
+        passing += 1;
+    }
+}
