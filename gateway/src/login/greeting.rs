@@ -30,6 +30,7 @@ impl Situation {
 /// The lines.
 pub(super) fn greeting(
     workspace: &Workspace,
+    last_end: Option<&str>,
     situation: Option<&Situation>,
     idle_minutes: u64,
     columns: usize,
@@ -39,6 +40,8 @@ pub(super) fn greeting(
         let uuid = lease.uuids.first().map(String::as_str);
         lines.push(text::slice(&lease.profile, lease.memory_mib, uuid));
     }
+    lines.extend(workspace.project.as_deref().map(text::project));
+    lines.extend(last_end.map(text::last_end));
     if let Some(situation) = situation {
         lines.push(text::quota(&situation.quota));
         lines.push(text::queue(situation.waiting));
@@ -103,11 +106,14 @@ mod tests {
         let leases = [mine.clone(), lease("alice", &[]), lease("bob", &["MIG-2"])];
         let limits = Quota { slices: Some(2), gpu_memory_mib: Some(20480), ..Quota::default() };
         let situation = Situation::new(&limits, "alice", &leases, 16);
+        let mine = Workspace { project: Some("vision".into()), ..workspace(mine) };
         assert_eq!(
-            greeting(&workspace(mine), Some(&situation), 30, 132),
+            greeting(&mine, Some("its lease is over: it gave way"), Some(&situation), 30, 132),
             [
                 "MLAD: alice, workspace default, image pytorch",
                 "GPU    2g.10gb, 9856 MiB, UUID …0123456789ab",
+                "For    project vision",
+                "Last   ended: its lease is over: it gave way",
                 "Quota  1 of 2 slices, 9856 of 20480 MiB of GPU memory in use",
                 "Queue  16 requests wait for slices",
                 "Idle   stops 30 minutes after the last connection (`mlad workspace extend`)",
@@ -120,7 +126,7 @@ mod tests {
     fn without_a_slice_quota_or_allocator_it_says_so_or_nothing() {
         let situation = Situation::new(&Quota::default(), "alice", &[], 0);
         assert_eq!(
-            greeting(&workspace(lease("alice", &[])), Some(&situation), 0, 80)[1..5],
+            greeting(&workspace(lease("alice", &[])), None, Some(&situation), 0, 80)[1..5],
             [
                 "GPU    none (log in with MLAD_GPU=1g.5gb or another slice to get one)",
                 "Quota  0 slices, 0 MiB of GPU memory in use",
@@ -128,7 +134,7 @@ mod tests {
                 "Idle   stops with the last connection (`mlad workspace extend`)",
             ]
         );
-        assert_eq!(greeting(&workspace(lease("alice", &[])), None, 1, 80).len(), 4);
+        assert_eq!(greeting(&workspace(lease("alice", &[])), None, None, 1, 80).len(), 4);
     }
 
     proptest! {
@@ -141,9 +147,9 @@ mod tests {
             minutes: u64,
         ) {
             let mut workspace = workspace(lease("alice", &[&uuid]));
-            workspace.image = image;
+            workspace.image = image.clone();
             let situation = Situation::new(&Quota::default(), "alice", &[], waiting);
-            let lines = greeting(&workspace, Some(&situation), minutes, columns);
+            let lines = greeting(&workspace, Some(&image), Some(&situation), minutes, columns);
             prop_assert!(lines.len() <= 12);
             for line in lines {
                 prop_assert!(width(&line) <= columns.min(80), "{line:?}");

@@ -319,7 +319,8 @@ async fn greet(
         Ok(Ok((leases, waits))) => Some(Situation::new(&user.quota, &user.name, &leases, waits.len())),
         Ok(Err(_)) | Err(_) => None,
     };
-    let lines = greeting(attached.workspace(), situation.as_ref(), workspaces.idle_minutes(), console.columns());
+    let (idle, columns) = (workspaces.idle_minutes(), console.columns());
+    let lines = greeting(attached.workspace(), attached.last_end(), situation.as_ref(), idle, columns);
     for line in lines {
         console.print(&line).await?;
     }

@@ -163,6 +163,16 @@ pub(super) fn slice(profile: &str, memory_mib: u64, uuid: Option<&str>) -> Strin
     }
 }
 
+/// What the workspace counts for.
+pub(super) fn project(name: &str) -> String {
+    format!("For    project {}", clean(name, MAX_TEXT))
+}
+
+/// Why the workspace ended the last time.
+pub(super) fn last_end(reason: &str) -> String {
+    format!("Last   ended: {}", clean(reason, MAX_TEXT))
+}
+
 /// What of the quota is used.
 pub(super) fn quota(quota: &Quota) -> String {
     let of = |most: Option<u64>| most.map_or(String::new(), |most| format!(" of {most}"));

@@ -32,6 +32,8 @@ pub enum Progress {
 pub struct Entering {
     place: Place,
     runtime: Arc<dyn Runtime>,
+    /// Why the workspace ended the last time, if it was at rest when this began.
+    last_end: Option<String>,
 }
 
 enum Place {
@@ -41,7 +43,7 @@ enum Place {
 }
 
 impl Entering {
-    pub(super) fn new(joined: Joined, runtime: Arc<dyn Runtime>) -> Self {
+    pub(super) fn new(joined: Joined, runtime: Arc<dyn Runtime>, last_end: Option<String>) -> Self {
         let place = match joined {
             Joined::Attached(attached) => Place::Ready(attached),
             Joined::Seated(seat, mut steps) => {
@@ -49,7 +51,7 @@ impl Entering {
                 Place::Waiting(seat, steps)
             }
         };
-        Self { place, runtime }
+        Self { place, runtime, last_end }
     }
 
     /// The next news; only the latest if there was more than one since. Cancel-safe.
@@ -76,7 +78,8 @@ impl Entering {
                     Place::Ready(ready) => *ready,
                     Place::Over => return Err(WorkspaceError::Internal),
                 };
-                Ok(Progress::Ready(Attached::new(presence, workspace, Arc::clone(&self.runtime))))
+                let attached = Attached::new(presence, workspace, Arc::clone(&self.runtime));
+                Ok(Progress::Ready(Attached { last_end: self.last_end.take().map(Into::into), ..attached }))
             }
         }
     }
@@ -102,11 +105,12 @@ pub struct Attached {
     presence: Presence,
     workspace: Arc<Workspace>,
     runtime: Arc<dyn Runtime>,
+    last_end: Option<Arc<str>>,
 }
 
 impl Attached {
     pub(super) fn new(presence: Presence, workspace: Workspace, runtime: Arc<dyn Runtime>) -> Self {
-        Self { presence, workspace: Arc::new(workspace), runtime }
+        Self { presence, workspace: Arc::new(workspace), runtime, last_end: None }
     }
 
     /// A new connection to its agent.
@@ -125,6 +129,11 @@ impl Attached {
     /// The workspace as it was when this connection was made.
     pub fn workspace(&self) -> &Workspace {
         &self.workspace
+    }
+
+    /// Why the workspace ended the last time, in words, if this login has started it anew.
+    pub fn last_end(&self) -> Option<&str> {
+        self.last_end.as_deref()
     }
 
     /// Notice that the workspace is going to end, whenever that changes.

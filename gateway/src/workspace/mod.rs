@@ -146,12 +146,17 @@ impl Workspaces {
             Some(_) => choice.profile = Some(self.resolve(&choice.need).await?.profile),
             None => choice.profile = Some(self.check(user, &choice).await?),
         }
+        let last_end = record.as_ref().and_then(|record| match &record.life.state {
+            // What somebody did themselves they know.
+            State::Stopped { detail } => detail.clone().filter(|why| *why != stopped_by(&user.name)),
+            _ => None,
+        });
         let record = match record {
             Some(record) => record,
             None => self.add(user, &wish.name, &choice).await?,
         };
         let joined = self.controller.join(record, user, &choice)?;
-        Ok(Entering::new(joined, Arc::clone(&self.controller.runtime)))
+        Ok(Entering::new(joined, Arc::clone(&self.controller.runtime), last_end))
     }
 
     /// What it is to count for: a project that the user is a member of, or none.
@@ -293,7 +298,7 @@ impl Workspaces {
     ) -> Result<Workspace, WorkspaceError> {
         let Some(live) = live else { return Ok(live::show(&record)) };
         let generation = live.record().life.generation;
-        live.request_stop(&format!("stopped by {by}"));
+        live.request_stop(&stopped_by(by));
         let ended = live.until(|record| !record.life.active() || record.life.generation != generation);
         let patience = self.controller.clock.until(later(self.controller.clock.now(), STOP_PATIENCE));
         tokio::select! {
@@ -389,6 +394,11 @@ impl Workspaces {
     pub(crate) fn clock(&self) -> &dyn Clock {
         self.controller.clock.as_ref()
     }
+}
+
+/// Why a workspace ended that somebody stopped.
+fn stopped_by(who: &str) -> String {
+    format!("stopped by {who}")
 }
 
 /// Whether a text can be the name of a workspace.

@@ -46,6 +46,14 @@ async fn who_is_inside_is_told_when_it_has_to_end_and_when_it_has_not() {
     notices.wait_for(Option::is_none).await.unwrap();
     bench.world.revoke("w-1-1", "its GPU time is used up");
     assert_eq!(attached.ended().await, "its lease is over: its GPU time is used up");
+    // Who comes next is told; who stops it themselves knows.
+    drop((attached, late));
+    bench.until_state("alice", WorkspaceState::Stopped).await;
+    let next = bench.attach("alice").await;
+    assert_eq!(next.last_end(), Some("its lease is over: its GPU time is used up"));
+    assert_eq!(bench.attach("alice").await.last_end(), None, "it runs");
+    bench.workspaces.stop("alice", "default", "alice").await.unwrap();
+    assert_eq!(bench.attach("alice").await.last_end(), None);
 }
 
 #[tokio::test]
