@@ -12,7 +12,7 @@ use crate::{
 };
 use mlad::api::{Need, Placement};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -157,6 +157,8 @@ impl Ledger {
 
     /// Grants a waiting request: with these slices, or without any.
     pub(super) fn grant(&mut self, seq: u64, ready: Vec<Ready>, now: Now) {
+        let places = self.waiting.get(&seq).into_iter().flat_map(|waiting| &waiting.places);
+        let promised: BTreeSet<String> = places.map(|(gpu, _)| gpu.clone()).collect();
         self.unpromise(seq, now);
         let Some(waiting) = self.waiting.remove(&seq) else { return };
         self.line.remove(&waiting.entry);
@@ -185,6 +187,8 @@ impl Ledger {
         self.effects.writes.push(Write::Grant(Box::new(lease.clone())));
         self.count(&lease, now);
         self.keep(lease);
+        // Its places were given back as promised ones above: they are taken as held ones now, on each of its GPUs.
+        promised.iter().for_each(|gpu| self.rebuild(gpu));
         self.effects.changed = true;
     }
 

@@ -34,6 +34,21 @@ fn several_slices_are_granted_at_the_same_moment() {
 }
 
 #[test]
+fn slices_of_a_gang_on_other_gpus_than_the_last_that_was_made_are_not_free() {
+    let mut world = World::new(&["A100-40GB", "A100-40GB", "A100-40GB"]);
+    world.request(&LeaseRequest { slices: 3, ..ask("j-1-1", "a", "7g.40gb") }).unwrap();
+    world.finish();
+    assert_eq!(uuids(&world, "j-1-1"), 3);
+    // Of the same profile, and of one for which the slice that is held would be destroyed.
+    for (workload, need) in [("j-2-1", "7g.40gb"), ("j-3-1", "1g.5gb")] {
+        world.request(&ask(workload, "b", need)).unwrap();
+        world.finish();
+        assert!(!world.is_granted(workload), "{need}: every GPU is held");
+    }
+    assert_eq!(world.ordered(), 0, "nothing is destroyed");
+}
+
+#[test]
 fn a_gang_of_which_one_cannot_be_made_gives_all_of_it_back_and_waits_on() {
     let mut world = World::new(&["A100-40GB", "A100-40GB"]);
     world.request(&LeaseRequest { slices: 2, ..ask("j-1-1", "a", "7g.40gb") }).unwrap();
