@@ -363,8 +363,8 @@ async fn an_engine_or_allocator_that_is_away_is_waited_for() {
     place.world.set_engine(false);
     let gateway = place.gateway().await;
     let first = gateway.submit(GPU).await;
-    let job = gateway.until(first, |job| job.reason == Some(JobReason::NodeUnavailable)).await;
-    assert_eq!(job.state, JobState::Starting);
+    let starting = |job: &Job| (job.state, job.reason) == (JobState::Starting, Some(JobReason::NodeUnavailable));
+    let job = gateway.until(first, starting).await;
     assert!(job.detail.unwrap().contains("does not answer"));
     place.world.set_engine(true);
     gateway.until_state(first, JobState::Running).await;

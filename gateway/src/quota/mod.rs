@@ -177,7 +177,9 @@ mod tests {
         world.until("the project's limit is known", |world| world.limits_of(&project) == Some(limits(1))).await;
 
         // It comes back with nothing of what it was told.
+        let before = world.refused();
         world.set_allocator(false);
+        world.until("it is missed", |world| world.refused() > before).await;
         world.forget_accounts();
         world.set_allocator(true);
         world.until("all is known again", |world| world.limits_of(&project) == Some(limits(1))).await;

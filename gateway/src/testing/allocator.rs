@@ -21,6 +21,7 @@ impl FakeAllocator {
         self.crash.pass().await;
         let away = self.world.lock().allocator_away;
         let result = if away {
+            self.world.lock().refused += 1;
             Err(AllocatorError::Unreachable { url: "http://world".into(), reason: "it is away".into() })
         } else {
             effect(&self.world)

@@ -59,6 +59,8 @@ pub(super) struct Inner {
     fence: u64,
     pub(super) engine: Result<(), RuntimeError>,
     pub(super) allocator_away: bool,
+    /// How often it was asked for while it was away.
+    pub(super) refused: u64,
     /// How often the leases could not be listed.
     pub(super) refused_listings: u32,
     /// What the next starts answer instead of starting.
@@ -84,6 +86,7 @@ impl World {
             fence: 0,
             engine: Ok(()),
             allocator_away: false,
+            refused: 0,
             refused_listings: 0,
             failing_starts: Vec::new(),
             images: BTreeSet::from(["mlad/base:1".into(), "mlad/torch:1".into()]),
@@ -200,6 +203,11 @@ impl World {
     pub(crate) fn set_allocator(&self, there: bool) {
         self.lock().allocator_away = !there;
         self.bump();
+    }
+
+    /// How often the allocator was asked for while it was away.
+    pub(crate) fn refused(&self) -> u64 {
+        self.lock().refused
     }
 
     /// Limits of a user or project, as the allocator was told them.
