@@ -157,9 +157,7 @@ impl Ledger {
 
     /// Grants a waiting request: with these slices, or without any.
     pub(super) fn grant(&mut self, seq: u64, ready: Vec<Ready>, now: Now) {
-        let places = self.waiting.get(&seq).into_iter().flat_map(|waiting| &waiting.places);
-        let promised: BTreeSet<String> = places.map(|(gpu, _)| gpu.clone()).collect();
-        self.unpromise(seq, now);
+        let promised = self.unpromise(seq, now);
         let Some(waiting) = self.waiting.remove(&seq) else { return };
         self.line.remove(&waiting.entry);
         self.fence += 1;
@@ -187,20 +185,20 @@ impl Ledger {
         self.effects.writes.push(Write::Grant(Box::new(lease.clone())));
         self.count(&lease, now);
         self.keep(lease);
-        // Its places were given back as promised ones above: they are taken as held ones now, on each of its GPUs.
+        // Only now: what was promised to it is held.
         promised.iter().for_each(|gpu| self.rebuild(gpu));
         self.effects.changed = true;
     }
 
     /// What was being made for a waiting request could not be: it waits on, its places given back.
     pub(super) fn wait_on(&mut self, seq: u64, now: Now) {
-        self.unpromise(seq, now);
+        self.unpromise(seq, now).iter().for_each(|gpu| self.rebuild(gpu));
         self.stir();
     }
 
     /// Takes a request that waits out of the line.
     pub(super) fn give_up(&mut self, seq: u64, reason: &str, now: Now) {
-        self.unpromise(seq, now);
+        self.unpromise(seq, now).iter().for_each(|gpu| self.rebuild(gpu));
         let Some(waiting) = self.waiting.remove(&seq) else { return };
         self.line.remove(&waiting.entry);
         let workload = waiting.row.workload;
@@ -211,17 +209,20 @@ impl Ledger {
         self.stir();
     }
 
-    /// Nothing is kept for a waiting request any more, nor counted.
-    fn unpromise(&mut self, seq: u64, now: Now) {
-        let Some(waiting) = self.waiting.get_mut(&seq) else { return };
+    /// Nothing is kept for a waiting request any more, nor counted. Gives the GPUs that something was kept on: their
+    /// space is to be rebuilt as soon as it is known who has it now.
+    #[must_use]
+    fn unpromise(&mut self, seq: u64, now: Now) -> BTreeSet<String> {
+        let Some(waiting) = self.waiting.get_mut(&seq) else { return BTreeSet::new() };
         waiting.entry.preparing = false;
         if let Some(charge) = waiting.charge.take() {
             self.accounts.take(waiting.entry.leaf, &charge, now.wall);
         }
-        for place in std::mem::take(&mut waiting.places) {
-            self.promised.remove(&place);
-            self.rebuild(&place.0);
+        let places = std::mem::take(&mut waiting.places);
+        for place in &places {
+            self.promised.remove(place);
         }
+        places.into_iter().map(|(gpu, _)| gpu).collect()
     }
 
     /// Takes up a change again whose request was loaded anew. Where there are several for one request, what they

@@ -71,7 +71,7 @@ pub(super) fn account(row: &SqliteRow) -> Result<Account, AllocatorError> {
     })
 }
 
-fn limits(row: &SqliteRow) -> Result<Limits, AllocatorError> {
+pub(super) fn limits(row: &SqliteRow) -> Result<Limits, AllocatorError> {
     Ok(Limits {
         slices: row.try_get::<Option<i64>, _>("limit_slices")?.map(narrow),
         gpu_memory_mib: row.try_get::<Option<i64>, _>("limit_memory_mib")?.map(unsigned),

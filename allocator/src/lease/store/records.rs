@@ -1,8 +1,8 @@
 //! All rows of a ledger, to be checked: read from its database beside the allocator that uses it, or without one.
 
-use super::{narrow, read, unsigned};
+use super::read;
 use crate::{
-    AllocatorError, Limits,
+    AllocatorError,
     proof::{Change, Counters, Lease, Records, Request, Slice, Used},
 };
 use sqlx::{ConnectOptions, Connection, Row, SqliteConnection, sqlite::SqliteConnectOptions, sqlite::SqliteRow};
@@ -65,11 +65,7 @@ fn request(row: &SqliteRow) -> Result<Request, AllocatorError> {
         user: row.try_get("user_name")?,
         project: row.try_get("project")?,
         slices: row.try_get("slices")?,
-        limits: Limits {
-            slices: row.try_get::<Option<i64>, _>("limit_slices")?.map(narrow),
-            gpu_memory_mib: row.try_get::<Option<i64>, _>("limit_memory_mib")?.map(unsigned),
-            gpu_seconds: row.try_get::<Option<i64>, _>("limit_gpu_seconds")?.map(unsigned),
-        },
+        limits: read::limits(row)?,
         requested_at: row.try_get("requested_at")?,
         ended_at: row.try_get("ended_at")?,
     })
