@@ -25,13 +25,14 @@ pub use workload::{artifacts_folder, job_directory};
 use crate::{
     config::Config,
     image::Catalog,
+    quota::{could_allow, project_in_the_way, user_limits},
     runtime::{Runtime, WorkloadObserver},
-    store::{JobFilter, JobRecord, NO_PROJECT, Store, StoreError, Submission, UserRecord},
+    store::{JobFilter, JobRecord, Store, StoreError, Submission, UserRecord},
 };
 use bytes::Bytes;
 use controller::Controller;
 use futures::Stream;
-use mlad::api::{Attempt, Job, JobId, JobReason, JobSpec, JobState, Need, WaitReason};
+use mlad::api::{Attempt, Job, JobId, JobReason, JobSpec, JobState, Need, Project, WaitReason};
 use mlad_allocator::Allocate;
 use std::{sync::Arc, time::Duration};
 
@@ -127,7 +128,7 @@ impl Jobs {
         origin: Option<String>,
     ) -> Result<Option<String>, JobError> {
         let project = match named.or(origin) {
-            Some(project) if project == NO_PROJECT => return Ok(None),
+            Some(project) if project == Project::NONE => return Ok(None),
             Some(project) => project,
             None => return Ok(self.0.store.default_project(user.id).await?),
         };
@@ -153,21 +154,17 @@ impl Jobs {
         }
         let slices = spec.slices.unwrap_or(1);
         let memory = resolved.memory_mib.saturating_mul(u64::from(slices));
-        let over = |most_slices: Option<u32>, most_memory: Option<u64>| {
-            most_slices.is_some_and(|most| most < slices) || most_memory.is_some_and(|most| most < memory)
-        };
         let what = if slices == 1 { need.to_string() } else { format!("{slices} times {need}") };
-        if over(user.quota.slices, user.quota.gpu_memory_mib) {
+        if !could_allow(&user_limits(user), slices, memory) {
             return Err(JobError::OverQuota(format!("{what} is more than your quota allows")));
         }
         let Some(project) = &spec.project else { return Ok(()) };
-        for project in self.0.store.project_chain(project).await? {
-            if over(project.limits.slices, project.limits.gpu_memory_mib) {
-                let name = project.name;
-                return Err(JobError::OverQuota(format!("{what} is more than the limits of the project {name} allow")));
+        match project_in_the_way(&self.0.store, project, slices, memory).await? {
+            None => Ok(()),
+            Some(name) => {
+                Err(JobError::OverQuota(format!("{what} is more than the limits of the project {name} allow")))
             }
         }
-        Ok(())
     }
 
     /// One job as it is stored: whose it is decides who may see it.

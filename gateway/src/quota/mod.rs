@@ -105,10 +105,7 @@ fn differing(users: &[UserRecord], projects: &[ProjectRecord], known: &[AccountS
         known.iter().map(|state| (&state.account.name, &state.account)).collect();
     let user = |user: &UserRecord| (AccountName::User(user.name.clone()), None, user_limits(user));
     let project = |project: &ProjectRecord| {
-        let limits = &project.limits;
-        let limits =
-            Limits { slices: limits.slices, gpu_memory_mib: limits.gpu_memory_mib, gpu_seconds: limits.gpu_seconds };
-        (AccountName::Project(project.name.clone()), project.parent.clone(), limits)
+        (AccountName::Project(project.name.clone()), project.parent.clone(), project_limits(project))
     };
     let here = |name: &str| projects.iter().any(|project| project.name == name);
     let removed = known.keys().filter_map(|name| match name {
@@ -134,6 +131,32 @@ fn differing(users: &[UserRecord], projects: &[ProjectRecord], known: &[AccountS
 pub fn user_limits(user: &UserRecord) -> Limits {
     let quota = &user.quota;
     Limits { slices: quota.slices, gpu_memory_mib: quota.gpu_memory_mib, gpu_seconds: quota.gpu_seconds }
+}
+
+fn project_limits(project: &ProjectRecord) -> Limits {
+    let limits = &project.limits;
+    Limits { slices: limits.slices, gpu_memory_mib: limits.gpu_memory_mib, gpu_seconds: limits.gpu_seconds }
+}
+
+/// Whether limits could ever allow so many slices at once, of so much GPU memory together.
+pub fn could_allow(limits: &Limits, slices: u32, memory_mib: u64) -> bool {
+    limits.slices.is_none_or(|most| slices <= most) && limits.gpu_memory_mib.is_none_or(|most| memory_mib <= most)
+}
+
+/// The project, this one or one that it lies in, whose limits could never allow so many slices at once, of so much GPU
+/// memory together; none if all could.
+///
+/// # Errors
+/// When the database fails.
+pub async fn project_in_the_way(
+    store: &Store,
+    project: &str,
+    slices: u32,
+    memory_mib: u64,
+) -> Result<Option<String>, StoreError> {
+    let mut chain = store.project_chain(project).await?.into_iter();
+    let first = chain.find(|project| !could_allow(&project_limits(project), slices, memory_mib));
+    Ok(first.map(|project| project.name))
 }
 
 #[cfg(test)]

@@ -306,7 +306,7 @@ mod tests {
 
     async fn store() -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("gateway.db")).await.unwrap();
+        let store = crate::testing::store(folder.path()).await;
         (folder, store)
     }
 

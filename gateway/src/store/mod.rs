@@ -15,7 +15,7 @@ mod workspaces;
 pub use images::{ImageRecord, StoredImage};
 pub use jobs::{JobFilter, JobRecord, Submission};
 pub use keys::KeyToAdd;
-pub use projects::{NO_PROJECT, ProjectRecord};
+pub use projects::ProjectRecord;
 pub(crate) use users::GREATEST_PRIORITY;
 pub use users::{FIRST_UID, UserRecord, check_user_name};
 pub use workspaces::{NewWorkspace, WorkspaceRecord};

@@ -1,8 +1,8 @@
 //! Projects, their members and limits.
 
-use super::{Store, StoreError, check_user_name, from_micros, to_micros};
+use super::{Store, StoreError, check_user_name, from_micros, to_micros, users::column};
 use jiff::Timestamp;
-use mlad::api::{NewProject, ProjectLimits};
+use mlad::api::{NewProject, Project, ProjectLimits};
 use sqlx::{FromRow, Sqlite, Transaction};
 use std::collections::BTreeMap;
 
@@ -10,8 +10,6 @@ use std::collections::BTreeMap;
 const DEEPEST: usize = 8;
 /// Most projects there can be.
 const MOST: i64 = 10_000;
-/// In the place of a project's name: no project.
-pub const NO_PROJECT: &str = "none";
 
 /// A project as the database holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -208,8 +206,8 @@ impl Store {
         )
         .bind(name)
         .bind(limits.slices.map(i64::from))
-        .bind(large("GPU memory", limits.gpu_memory_mib)?)
-        .bind(large("GPU time", limits.gpu_seconds)?)
+        .bind(column("the limit of GPU memory", limits.gpu_memory_mib)?)
+        .bind(column("the limit of GPU time", limits.gpu_seconds)?)
         .execute(&mut *transaction)
         .await?
         .rows_affected();
@@ -266,8 +264,8 @@ impl Store {
 }
 
 fn check_project_name(name: &str) -> Result<(), StoreError> {
-    if name == NO_PROJECT {
-        return Err(StoreError::Conflict(format!("the name {NO_PROJECT} is reserved; choose another")));
+    if name == Project::NONE {
+        return Err(StoreError::Conflict(format!("the name {name} is reserved; choose another")));
     }
     check_user_name(name).map_err(|why| StoreError::Conflict(format!("a project is named like a user: {why}")))
 }
@@ -294,11 +292,6 @@ async fn parent_id(transaction: &mut Transaction<'static, Sqlite>, name: &str) -
             .await?;
     }
     Ok(parent)
-}
-
-fn large(what: &str, value: Option<u64>) -> Result<Option<i64>, StoreError> {
-    let number = value.map(i64::try_from).transpose();
-    number.map_err(|_| StoreError::Conflict(format!("the limit of {what} is too large")))
 }
 
 fn no_project(name: &str) -> StoreError {
@@ -344,7 +337,7 @@ mod tests {
 
     async fn store() -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("gateway.db")).await.unwrap();
+        let store = crate::testing::store(folder.path()).await;
         (folder, store)
     }
 
@@ -395,7 +388,7 @@ mod tests {
     #[tokio::test]
     async fn names_are_those_of_users_and_depth_is_bounded() {
         let (_folder, store) = store().await;
-        for bad in ["", "..", "a/b", "Vision", "root", NO_PROJECT, "-x"] {
+        for bad in ["", "..", "a/b", "Vision", "root", Project::NONE, "-x"] {
             assert!(store.add_project(&new(bad, None)).await.is_err(), "{bad}");
         }
         assert!(store.add_project(&new("orphan", Some("nothing"))).await.is_err());

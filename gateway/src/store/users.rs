@@ -172,10 +172,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`] if there is no such user.
     pub async fn set_user_quota(&self, id: i64, quota: &Quota) -> Result<UserRecord, StoreError> {
-        let memory = quota.gpu_memory_mib.map(i64::try_from).transpose();
-        let memory = memory.map_err(|_| StoreError::Conflict("the GPU memory of the quota is too large".into()))?;
-        let time = quota.gpu_seconds.map(i64::try_from).transpose();
-        let time = time.map_err(|_| StoreError::Conflict("the GPU time of the quota is too large".into()))?;
+        let memory = column("the GPU memory of the quota", quota.gpu_memory_mib)?;
+        let time = column("the GPU time of the quota", quota.gpu_seconds)?;
         if quota.greatest_priority.is_some_and(|greatest| !(0..=GREATEST_PRIORITY).contains(&greatest)) {
             return Err(StoreError::Conflict(format!("the greatest priority is 0 to {GREATEST_PRIORITY}")));
         }
@@ -383,6 +381,12 @@ fn number<T: TryFrom<i64>>(what: &'static str, value: i64) -> Result<T, StoreErr
     T::try_from(value).map_err(|_| corrupt(what, &value))
 }
 
+/// A limit as a column holds it.
+pub(super) fn column(what: &str, limit: Option<u64>) -> Result<Option<i64>, StoreError> {
+    let number = limit.map(i64::try_from).transpose();
+    number.map_err(|_| StoreError::Conflict(format!("{what} is too large")))
+}
+
 fn corrupt(what: &'static str, value: &dyn std::fmt::Display) -> StoreError {
     StoreError::Corrupt { what, reason: value.to_string() }
 }
@@ -393,7 +397,7 @@ mod tests {
 
     async fn store() -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("gateway.db")).await.unwrap();
+        let store = crate::testing::store(folder.path()).await;
         (folder, store)
     }
 

@@ -10,9 +10,9 @@ use super::{
     clock::later,
     state::{Life, State},
 };
-use crate::store::{NO_PROJECT, UserRecord, WorkspaceRecord};
+use crate::store::{UserRecord, WorkspaceRecord};
 use jiff::Timestamp;
-use mlad::api::{Ending, Lease, Need, Wait, Workspace, WorkspaceState};
+use mlad::api::{Ending, Lease, Need, Project, Wait, Workspace, WorkspaceState};
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -482,7 +482,7 @@ impl Shared {
             return Err(differs("the image", image, &choice.image));
         }
         if choice.project_named && choice.project != *project {
-            let name = |project: &Option<String>| project.clone().unwrap_or_else(|| NO_PROJECT.to_owned());
+            let name = |project: &Option<String>| project.clone().unwrap_or_else(|| Project::NONE.to_owned());
             return Err(differs("the project", &name(project), &name(&choice.project)));
         }
         let same_profile = profile.is_some() && profile == choice.profile.as_ref();

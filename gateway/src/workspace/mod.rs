@@ -30,14 +30,15 @@ pub use state::{Life, State, TransitionError, parse_workload_name, workload_name
 use crate::{
     config::Config,
     image::Catalog,
+    quota::project_in_the_way,
     runtime::{Runtime, WorkloadObserver},
-    store::{NO_PROJECT, NewWorkspace, Store, StoreError, UserRecord, WorkspaceRecord},
+    store::{NewWorkspace, Store, StoreError, UserRecord, WorkspaceRecord},
 };
 use actor::image_error;
 pub(crate) use clock::later;
 use controller::{Controller, Parts};
 use live::{Choice, Live};
-use mlad::api::{GpuMap, Image, Lease, Need, ProjectLimits, Quota, Wait, Workspace};
+use mlad::api::{GpuMap, Image, Lease, Need, Project, Quota, Wait, Workspace};
 use mlad_allocator::{Allocate, Resolved};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::DropGuard;
@@ -168,7 +169,7 @@ impl Workspaces {
     ) -> Result<Option<String>, WorkspaceError> {
         let store = &self.controller.store;
         match &wish.project {
-            Some(name) if name == NO_PROJECT => return Ok(None),
+            Some(name) if name == Project::NONE => return Ok(None),
             Some(name) if store.is_member(user.id, name).await? => return Ok(Some(name.clone())),
             Some(name) => return Err(WorkspaceError::Project(printable(name))),
             None => {}
@@ -207,16 +208,13 @@ impl Workspaces {
         let Some(project) = choice.project.as_ref().filter(|_| resolved.memory_mib > 0) else {
             return Ok(resolved.profile);
         };
-        for project in self.controller.store.project_chain(project).await? {
-            let ProjectLimits { slices, gpu_memory_mib, .. } = project.limits;
-            if slices == Some(0) || gpu_memory_mib.is_some_and(|most| resolved.memory_mib > most) {
-                let (need, name) = (&choice.need, project.name);
-                return Err(WorkspaceError::Quota(format!(
-                    "{need} is more than the limits of the project {name} allow"
-                )));
+        match project_in_the_way(&self.controller.store, project, 1, resolved.memory_mib).await? {
+            None => Ok(resolved.profile),
+            Some(name) => {
+                let need = &choice.need;
+                Err(WorkspaceError::Quota(format!("{need} is more than the limits of the project {name} allow")))
             }
         }
-        Ok(resolved.profile)
     }
 
     async fn add(&self, user: &UserRecord, name: &str, choice: &Choice) -> Result<WorkspaceRecord, WorkspaceError> {

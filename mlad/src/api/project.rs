@@ -23,6 +23,11 @@ pub struct Project {
     pub created_at: Timestamp,
 }
 
+impl Project {
+    /// In the place of a project's name: no project.
+    pub const NONE: &str = "none";
+}
+
 /// What the members of a project may hold together, and use up; what is absent is without limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

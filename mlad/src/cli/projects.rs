@@ -14,9 +14,6 @@ use crate::{
 use clap::{Args, Subcommand, builder::ValueParser};
 use clap_complete::ArgValueCandidates;
 
-/// In the place of a project's name: no project.
-const NONE: &str = "none";
-
 /// The caller's projects.
 #[derive(Debug, Subcommand)]
 pub(super) enum ProjectCommand {
@@ -109,7 +106,7 @@ pub(super) async fn run(client: &Client, output: &Output, command: ProjectComman
             text
         }),
         ProjectCommand::Default { project } => {
-            let project = project.filter(|project| project != NONE);
+            let project = project.filter(|project| project != Project::NONE);
             output.say(&client.set_default_project(project).await?, |set| match &set.project {
                 Some(project) => format!("jobs that name no project count for {project} from now on"),
                 None => "jobs that name no project count for none from now on".into(),
