@@ -1,9 +1,11 @@
 //! Settings of the service: a TOML file, and flags over it.
 
+use crate::nodes::NodeFlags;
 use mlad_allocator::{
     AllocatorError, Gpus, QueueSettings, Settings,
     placement::{Objective, PolicyName},
     queue::Backfill,
+    remote::NodeSettings,
     service::Listen,
 };
 use serde::Deserialize;
@@ -56,6 +58,8 @@ pub(crate) struct Flags {
     /// Seconds of notice for a lease that has to give way [default: 60].
     #[arg(long)]
     notice_seconds: Option<u32>,
+    #[command(flatten)]
+    nodes: NodeFlags,
 }
 
 /// What the file may hold.
@@ -74,6 +78,7 @@ struct ConfigFile {
     half_life_days: Option<u32>,
     patience_hours: Option<u32>,
     notice_seconds: Option<u32>,
+    nodes: NodeFlags,
 }
 
 /// The settings in force.
@@ -88,6 +93,7 @@ pub(crate) struct Config {
     policy: PolicyName,
     objective: Objective,
     queue: QueueSettings,
+    nodes: Option<NodeSettings>,
 }
 
 impl Config {
@@ -107,6 +113,7 @@ impl Config {
             policy: flags.policy.or(file.policy).unwrap_or_default(),
             objective: flags.objective.or(file.objective).unwrap_or_default(),
             queue,
+            nodes: flags.nodes.clone().or(file.nodes).settings()?,
         })
     }
 
@@ -133,8 +140,8 @@ impl Config {
         };
         let lease = Duration::from_secs(self.lease_seconds);
         let node = self.node.clone().map_or_else(host_name, Ok)?;
-        let (policy, objective, queue) = (self.policy, self.objective, self.queue);
-        Ok(Settings { database: self.database.clone(), node, gpus, lease, policy, objective, queue })
+        let (policy, objective, queue, nodes) = (self.policy, self.objective, self.queue, self.nodes.clone());
+        Ok(Settings { database: self.database.clone(), node, gpus, lease, policy, objective, queue, nodes })
     }
 }
 
@@ -183,6 +190,7 @@ mod tests {
             half_life_days: None,
             patience_hours: None,
             notice_seconds: None,
+            nodes: NodeFlags::default(),
         };
         let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/allocator.toml");
         let [example, default] = [Some(example), None].map(|file| Config::read(&flags(file)).unwrap());

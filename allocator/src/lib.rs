@@ -9,6 +9,7 @@
 //! * `node` — inventory and repartitioning through NVML.
 //! * `proof` — whether a ledger is as it must be: pure.
 //! * `simulation` — how good policies are, on simulated requests: pure.
+//! * `remote` — GPUs of other machines: their daemons, and who hears them here.
 //! * `service` — the same over HTTP, server and client.
 
 mod error;
@@ -18,6 +19,7 @@ pub mod node;
 pub mod placement;
 pub mod proof;
 pub mod queue;
+pub mod remote;
 pub mod service;
 pub mod simulation;
 
@@ -25,7 +27,7 @@ pub use error::AllocatorError;
 pub use lease::{Embedded, Gpus, QueueSettings, Settings, read_records};
 
 use async_trait::async_trait;
-use mlad::api::{GpuMap, Lease, Need, Wait};
+use mlad::api::{GpuMap, Lease, Need, NodeInfo, Wait};
 use serde::{Deserialize, Serialize};
 
 /// A request for slices. Its key is the workload: asking again for the same workload changes nothing and
@@ -45,6 +47,9 @@ pub struct LeaseRequest {
     /// On how many nodes, the same number of slices on each; none for wherever there is room.
     #[serde(default)]
     pub nodes: Option<u32>,
+    /// The only node it may be served from; none for any.
+    #[serde(default)]
+    pub node: Option<String>,
     /// The project it counts for, beside its user.
     #[serde(default)]
     pub project: Option<String>,
@@ -80,6 +85,7 @@ impl LeaseRequest {
             need,
             slices: 1,
             nodes: None,
+            node: None,
             project: None,
             priority: 0,
             preemptible: false,
@@ -252,6 +258,18 @@ pub trait Allocate: Send + Sync + 'static {
     /// # Errors
     /// When the allocator cannot be reached.
     async fn accounts(&self) -> Result<Vec<AccountState>, AllocatorError>;
+
+    /// The machines with GPUs.
+    ///
+    /// # Errors
+    /// When the allocator cannot be reached.
+    async fn nodes(&self) -> Result<Vec<NodeInfo>, AllocatorError>;
+
+    /// Forgets a node that is lost and has no leases any more.
+    ///
+    /// # Errors
+    /// [`AllocatorError::Unknown`] when there is no such node, [`AllocatorError::Invalid`] when it may still be in use.
+    async fn forget_node(&self, node: &str) -> Result<(), AllocatorError>;
 
     /// Returns when leases, waits or GPUs have changed since version `seen` (at once if they already have),
     /// with the version now. Begin with 0. Versions begin anew when the allocator restarts.

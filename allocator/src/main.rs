@@ -1,8 +1,10 @@
 //! The allocator as a service of its own: `mlad-allocator serve`; how good its policies are:
-//! `mlad-allocator simulate`; whether a ledger is as it must be: `mlad-allocator check`.
+//! `mlad-allocator simulate`; whether a ledger is as it must be: `mlad-allocator check`; the daemon of a machine with
+//! GPUs: `mlad-allocator node`.
 
 mod check;
 mod config;
+mod nodes;
 mod simulate;
 
 use anyhow::Context;
@@ -34,6 +36,11 @@ enum Command {
     /// Check the ledger in a database: that no slice ever had two holders, limits held, fences grew. Exit code 1
     /// if not.
     Check(check::Flags),
+    /// Serve the GPUs of this machine to an allocator elsewhere.
+    Node(nodes::DaemonFlags),
+    /// Make the certificates by which nodes and the allocator know each other.
+    #[command(subcommand)]
+    Certificate(nodes::CertificateCommand),
 }
 
 /// How long what still runs may take when everything has been stopped.
@@ -47,6 +54,8 @@ fn main() -> ExitCode {
         Command::Simulate(flags) => simulate::run(flags).map(|()| true),
         Command::Serve(flags) => on_threads(async { run(flags).await.map(|()| true) }),
         Command::Check(flags) => on_threads(check::run(flags)),
+        Command::Node(flags) => on_threads(async { nodes::run(flags, stopped()?).await.map(|()| true) }),
+        Command::Certificate(command) => nodes::certificate(command).map(|()| true),
     };
     match ended {
         Ok(true) => ExitCode::SUCCESS,
@@ -83,6 +92,9 @@ async fn run(flags: &Flags) -> anyhow::Result<()> {
     tracing::info!(url, "serving");
     // For whoever started us and waits: one line, once we can be reached.
     writeln!(std::io::stdout(), "serving {url}").context("standard output")?;
+    if let Some(address) = allocator.nodes_address() {
+        writeln!(std::io::stdout(), "nodes {address}").context("standard output")?;
+    }
     let serving: Arc<dyn Allocate> = Arc::clone(&allocator) as _;
     service::serve(serving, listener, token, stop).await;
     allocator.stop().await;

@@ -388,6 +388,9 @@ pub struct Allocator {
     pub url: Option<String>,
     /// File with the bearer token for that service.
     pub token_file: Option<PathBuf>,
+    /// The name that this machine has there, if that service has several: containers run here, and so have their
+    /// slices to be here.
+    pub node: Option<String>,
     /// The NVML library, for the embedded one; the system's if absent.
     pub nvml_library: Option<PathBuf>,
     /// Seconds a lease lasts without renewal.

@@ -186,7 +186,8 @@ fn log(json: bool) {
 async fn allocator(config: &Config) -> anyhow::Result<(Arc<dyn Allocate>, Option<Arc<Embedded>>)> {
     if let Some(url) = &config.allocator.url {
         let token = config.allocator.token_file.as_deref().map(Token::read).transpose()?;
-        return Ok((Arc::new(HttpAllocator::new(url, token.as_ref())?), None));
+        let there = HttpAllocator::new(url, token.as_ref())?.on_node(config.allocator.node.clone());
+        return Ok((Arc::new(there), None));
     }
     let mut settings = Settings::new(config.data_directory.join("allocator.db"), node_name());
     if let Some(library) = &config.allocator.nvml_library {

@@ -1,10 +1,12 @@
 //! What one kind of GPU can be cut into.
 
 use super::{Columns, ProfileName};
+use serde::{Deserialize, Serialize};
 use std::iter;
 
 /// What one kind of GPU can be cut into. GPUs that can be cut alike share one.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "ModelForm", into = "ModelForm")]
 pub struct Model {
     /// The driver's name of the model.
     pub name: String,
@@ -164,7 +166,7 @@ impl Share {
 }
 
 /// What instances of a GPU share besides columns: compute slices and media engines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Resources {
     /// Compute slices.
     pub compute: u32,
@@ -217,5 +219,56 @@ impl Resources {
 
     fn array(self) -> [u32; 5] {
         [self.compute, self.decoders, self.encoders, self.jpeg, self.ofa]
+    }
+}
+
+/// The form in which a model travels: what the driver told of it, and nothing that follows from that.
+#[derive(Serialize, Deserialize)]
+struct ModelForm {
+    name: String,
+    memory_mib: u64,
+    /// None for a GPU without MIG.
+    profiles: Option<Vec<ProfileForm>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ProfileForm {
+    id: u32,
+    name: String,
+    columns: u32,
+    memory_mib: u64,
+    max_instances: u32,
+    resources: Resources,
+    starts: Vec<u32>,
+}
+
+impl From<Model> for ModelForm {
+    fn from(model: Model) -> Self {
+        let Model { name, memory_mib, sliced, profiles, .. } = model;
+        let form = |profile: Profile| ProfileForm {
+            starts: profile.spans().map(|(start, _)| start).collect(),
+            id: profile.id,
+            name: profile.name,
+            columns: profile.columns,
+            memory_mib: profile.memory_mib,
+            max_instances: profile.max_instances,
+            resources: profile.resources,
+        };
+        Self { name, memory_mib, profiles: sliced.then(|| profiles.into_iter().map(form).collect()) }
+    }
+}
+
+impl TryFrom<ModelForm> for Model {
+    type Error = &'static str;
+
+    fn try_from(form: ModelForm) -> Result<Self, Self::Error> {
+        let ModelForm { name, memory_mib, profiles } = form;
+        let Some(profiles) = profiles else { return Ok(Self::whole(name, memory_mib)) };
+        let profile = |form: ProfileForm| {
+            let ProfileForm { id, name, columns, memory_mib, max_instances, resources, starts } = form;
+            Profile::new(id, name, columns, memory_mib, max_instances, resources, starts)
+        };
+        let profiles: Option<Vec<Profile>> = profiles.into_iter().map(profile).collect();
+        Ok(Self::sliced(name, memory_mib, profiles.ok_or("a profile leaves the longest axis there is room for")?))
     }
 }

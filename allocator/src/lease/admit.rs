@@ -15,6 +15,8 @@ use mlad::api::Need;
 const MOST_WAITING: usize = 200_000;
 /// The most leases without a slice; nothing else bounds those, and each takes a few hundred bytes.
 pub(super) const MOST_SLICELESS: usize = 50_000;
+/// So many nodes are named to somebody who names one that is not there.
+const MOST_NAMED: usize = 16;
 /// The longest name of a user, in bytes.
 const LONGEST_USER: usize = 128;
 
@@ -51,6 +53,7 @@ impl Ledger {
             slices: request.slices,
             nodes: request.nodes,
             project: request.project.as_deref().map(Into::into),
+            on_node: request.node.as_deref().map(Into::into),
             priority: request.priority,
             preemptible: request.preemptible,
             profile: Resolved::from(&resolution).profile,
@@ -81,9 +84,31 @@ impl Ledger {
             return Err(AllocatorError::TooMany(most));
         }
         let resolution = self.resolve(&request.need)?;
+        self.check_node(request, &resolution)?;
         within_limits(request, &resolution)?;
         self.check_gang(request, &resolution)?;
         Ok(resolution)
+    }
+
+    /// Refuses what the one node that may serve a request can never serve.
+    fn check_node(&self, request: &LeaseRequest, resolution: &Resolution) -> Result<(), AllocatorError> {
+        let Some(name) = request.node.as_deref().filter(|_| resolution.needs_gpu()) else { return Ok(()) };
+        let Some(node) = self.nodes.get(name) else {
+            let known: Vec<&str> = self.nodes.keys().map(String::as_str).take(MOST_NAMED).collect();
+            let known = known.join(", ");
+            return Err(AllocatorError::Impossible(format!("there is no node {name}; there are {known}")));
+        };
+        let mut here = self.pool.gpus().iter().enumerate().filter(|(gpu, _)| self.pool.node(*gpu) == node.number);
+        if here.any(|(_, space)| resolution.on(space.model).is_some()) {
+            return Ok(());
+        }
+        let why = node.absence(name).or_else(|| node.down.clone());
+        let why = why.or_else(|| node.unread.values().next().map(|unread| unread.doubt.reason.clone()));
+        let need = &request.need;
+        Err(match why {
+            Some(why) => AllocatorError::Driver(format!("{why}; it cannot be said whether {need} can be had there")),
+            None => AllocatorError::Impossible(format!("no GPU of the node {name} can serve {need}; others can")),
+        })
     }
 }
 

@@ -11,12 +11,15 @@ use crate::{
     node::{Driver, DriverError, Node, NvmlDriver},
     placement::{Objective, PolicyName},
     queue::{Backfill, Rules},
+    remote::{Hub, NodeSettings},
 };
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
-use mlad::api::{GpuMap, Lease, Need, Wait};
+use mlad::api::{GpuMap, Lease, Need, NodeInfo, Wait};
 use std::{
+    collections::HashMap,
     fs::{File, TryLockError},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -45,6 +48,8 @@ pub struct Settings {
     pub objective: Objective,
     /// How those who wait are served.
     pub queue: QueueSettings,
+    /// How daemons of other machines are heard; none if there are no others.
+    pub nodes: Option<NodeSettings>,
 }
 
 /// How those who wait are served.
@@ -97,7 +102,7 @@ impl Settings {
     pub fn new(database: impl Into<PathBuf>, node: impl Into<String>) -> Self {
         let (policy, objective, queue) = Default::default();
         let (database, node) = (database.into(), node.into());
-        Self { database, node, gpus: Gpus::System, lease: Self::LEASE, policy, objective, queue }
+        Self { database, node, gpus: Gpus::System, lease: Self::LEASE, policy, objective, queue, nodes: None }
     }
 }
 
@@ -105,6 +110,8 @@ impl Settings {
 const COMMANDS: usize = 4096;
 /// Reports of GPUs that may wait for the engine.
 const REPORTS: usize = 256;
+/// What daemons say that may wait for the engine.
+const EVENTS: usize = 1024;
 /// How long the start waits for the GPUs to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the end may take in all; what it does in order, each part bounded, takes less.
@@ -117,6 +124,7 @@ pub struct Embedded {
     version: watch::Receiver<u64>,
     stop: CancellationToken,
     task: Mutex<Option<JoinHandle<()>>>,
+    hub: Option<Hub>,
 }
 
 pub(super) type Opener = Box<dyn Fn() -> Result<Arc<dyn Driver>, DriverError> + Send>;
@@ -156,25 +164,35 @@ impl Embedded {
         let first = u64::try_from(clock().wall.as_microsecond()).unwrap_or(1);
         let (sender, version) = watch::channel(first);
         let node = opener.map(|open| Node::start(open, report)).transpose();
+        let (event, events) = mpsc::channel(EVENTS);
+        let node_lease = settings.nodes.as_ref().map_or(crate::remote::LEASE, |nodes| nodes.lease);
         let mut engine = Engine {
             ledger: Ledger::new(settings.node, settings.lease)
                 .with(settings.policy.policy(settings.objective))
-                .queued_by(settings.queue),
+                .queued_by(settings.queue)
+                .with_node_lease(node_lease),
             store,
             _lock: lock,
             node: node.map_err(|error| AllocatorError::Driver(error.to_string()))?,
             reports,
             commands: receiver,
+            nodes: settings.nodes.is_some().then_some(events),
+            links: HashMap::new(),
             version: sender,
             clock,
             broken: None,
             hold_until: None,
             outlook: None,
         };
-        engine.begin(PATIENCE).await?;
+        // Nodes have to be heard before their leases run out.
+        engine.begin(PATIENCE.min(node_lease / 3)).await?;
         let stop = CancellationToken::new();
+        let hub = match settings.nodes {
+            Some(nodes) => Some(Hub::start(nodes, event, stop.clone()).await?),
+            None => None,
+        };
         let task = tokio::spawn(engine.run(stop.clone()));
-        Ok(Arc::new(Self { commands, version, stop, task: Mutex::new(Some(task)) }))
+        Ok(Arc::new(Self { commands, version, stop, task: Mutex::new(Some(task)), hub }))
     }
 
     /// Ends the allocator: what is under way is finished and written down, as far as that takes no longer than
@@ -190,6 +208,11 @@ impl Embedded {
                 task.abort();
             }
         }
+    }
+
+    /// Where daemons of other machines are heard, if they are.
+    pub fn nodes_address(&self) -> Option<SocketAddr> {
+        self.hub.as_ref().map(|hub| hub.address)
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, AllocatorError> {
@@ -266,6 +289,15 @@ impl Allocate for Embedded {
 
     async fn accounts(&self) -> Result<Vec<AccountState>, AllocatorError> {
         self.ask(Command::Accounts).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeInfo>, AllocatorError> {
+        self.ask(Command::Nodes).await
+    }
+
+    async fn forget_node(&self, node: &str) -> Result<(), AllocatorError> {
+        let node = node.to_owned();
+        self.ask(|reply| Command::ForgetNode(node, reply)).await
     }
 
     async fn changed(&self, seen: u64) -> Result<u64, AllocatorError> {

@@ -13,10 +13,16 @@ use super::{
 use crate::{
     Account, AccountState, AllocatorError, LeaseRequest, LeaseState, Resolved,
     node::{Change, DriverError, Failure, Node, Order, Report, Stage},
+    remote::{self, NodeEvent, ToNode},
 };
 use jiff::{SignedDuration, Timestamp};
-use mlad::api::{GpuMap, Lease, Need, Wait};
-use std::{collections::BTreeSet, fs::File, sync::Arc, time::Duration};
+use mlad::api::{GpuMap, Lease, Need, NodeInfo, Wait};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs::File,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep, timeout, timeout_at},
@@ -59,6 +65,8 @@ pub(super) enum Command {
     Map(Reply<GpuMap>),
     SetAccounts(Vec<Account>, Reply<()>),
     Accounts(Reply<Vec<AccountState>>),
+    Nodes(Reply<Vec<NodeInfo>>),
+    ForgetNode(String, Reply<()>),
 }
 
 /// An answer, to be given once everything is written down.
@@ -73,6 +81,10 @@ pub(super) struct Engine {
     pub(super) node: Option<Node>,
     pub(super) reports: mpsc::Receiver<Report>,
     pub(super) commands: mpsc::Receiver<Command>,
+    /// What daemons of other machines say; none if nobody listens to them.
+    pub(super) nodes: Option<mpsc::Receiver<NodeEvent>>,
+    /// Where those that have joined are told things: by node, with the fence under which it joined.
+    pub(super) links: HashMap<String, (u64, mpsc::Sender<ToNode>)>,
     pub(super) version: watch::Sender<u64>,
     pub(super) clock: Clock,
     /// Why the ledger cannot be trusted: the database failed, and could not be read again.
@@ -117,6 +129,7 @@ impl Engine {
         loop {
             let mut batch = Vec::new();
             let mut reports = Vec::new();
+            let mut events = Vec::new();
             let pause = self.pause();
             tokio::select! {
                 biased;
@@ -125,11 +138,18 @@ impl Engine {
                     Some(report) => reports.push(report),
                     None => self.node = None,
                 },
+                event = next(&mut self.nodes) => match event {
+                    Some(event) => events.push(event),
+                    None => self.nodes = None,
+                },
                 command = self.commands.recv() => match command {
                     Some(command) => batch.push(command),
                     None => break,
                 },
                 () = sleep(pause) => {}
+            }
+            while let Some(event) = (events.len() < BATCH).then(|| self.nodes.as_mut()?.try_recv().ok()).flatten() {
+                events.push(event);
             }
             while let Ok(report) = self.reports.try_recv() {
                 reports.push(report);
@@ -137,7 +157,7 @@ impl Engine {
             while let Some(command) = (batch.len() < BATCH).then(|| self.commands.try_recv().ok()).flatten() {
                 batch.push(command);
             }
-            self.turn(reports, batch).await;
+            self.turn(reports, events, batch).await;
             if Instant::now() >= prune_at {
                 prune_at = Instant::now() + PRUNE;
                 self.prune().await;
@@ -147,7 +167,7 @@ impl Engine {
     }
 
     /// One batch: everything is done in memory, written down, answered, and only then ordered.
-    async fn turn(&mut self, reports: Vec<Report>, batch: Vec<Command>) {
+    async fn turn(&mut self, reports: Vec<Report>, events: Vec<NodeEvent>, batch: Vec<Command>) {
         let now = (self.clock)();
         for report in reports {
             self.ledger.report(report, now);
@@ -155,11 +175,15 @@ impl Engine {
         if self.broken.is_some() {
             self.recover().await;
         }
-        self.ledger.tick(now);
         let mut answers: Vec<Answer> = Vec::with_capacity(batch.len());
+        for event in events {
+            answers.extend(self.hear(event, now));
+        }
         for command in batch {
             answers.push(self.perform(command, now).await);
         }
+        // After what was heard: who was in time is not late.
+        self.ledger.tick(now);
         let result = match self.broken.clone() {
             Some(error) => {
                 self.ledger.forget();
@@ -203,15 +227,65 @@ impl Engine {
 
     fn order(&mut self, gpu: String, order: Order) {
         let change = match &order {
-            Order::Read => None,
+            Order::Read | Order::Clear(_) => None,
             Order::Change(Change { id, .. }) => Some(*id),
         };
-        let ordered = self.node.as_ref().is_some_and(|node| node.order(&gpu, order));
+        let route = self.ledger.route(&gpu).map(|(node, fence)| (node.to_owned(), fence));
+        let ordered = match &route {
+            None => self.node.as_ref().is_some_and(|node| node.order(&gpu, order)),
+            Some((node, fence)) => self.links.get(node).filter(|(other, _)| other == fence).is_some_and(|(_, link)| {
+                remote::order(gpu.clone(), &order).is_some_and(|order| link.try_send(order).is_ok())
+            }),
+        };
         if !ordered && let Some(id) = change {
             let error = DriverError::Other("its thread takes no orders".to_owned());
             let failure = Failure { stage: Stage::Read, error: error.clone() };
             let report = Report::Gpu { uuid: gpu, reading: Err(error), change: Some((id, Err(failure))) };
-            self.ledger.report(report, (self.clock)());
+            let now = (self.clock)();
+            match route {
+                None => self.ledger.report(report, now),
+                Some((node, fence)) => self.ledger.report_from(&node, fence, report, now),
+            }
+        }
+    }
+
+    /// Takes in what a daemon says. Who asks is answered once all of it is written down.
+    fn hear(&mut self, event: NodeEvent, now: Now) -> Option<Answer> {
+        match event {
+            NodeEvent::Join { joining, outbox, reply } => {
+                let joined = self.ledger.join(&joining, now);
+                Some(Box::new(move |engine, written| {
+                    let joined = joined.and_then(|fence| match written {
+                        Ok(()) => Ok(fence),
+                        Err(error) => {
+                            engine.ledger.leave(&joining.node, fence, now);
+                            Err(remote::unwritten(&error))
+                        }
+                    });
+                    if let Ok(fence) = &joined {
+                        engine.links.insert(joining.node, (*fence, outbox));
+                    }
+                    drop(reply.send(joined));
+                }))
+            }
+            NodeEvent::Renew { node, fence, reply } => {
+                let held = self.ledger.renew_node(&node, fence, now);
+                // Whose connection ended does not ask any more.
+                Some(Box::new(move |_, _| {
+                    let _ = reply.send(held);
+                }))
+            }
+            NodeEvent::Report { node, fence, report } => {
+                self.ledger.report_from(&node, fence, report, now);
+                None
+            }
+            NodeEvent::Leave { node, fence } => {
+                self.ledger.leave(&node, fence, now);
+                if self.links.get(&node).is_some_and(|(other, _)| *other == fence) {
+                    self.links.remove(&node);
+                }
+                None
+            }
         }
     }
 
@@ -246,7 +320,8 @@ impl Engine {
     /// Stops orderly: changes under way are finished and written down, as far as they end in time.
     async fn finish(&mut self) {
         let until = Instant::now() + FINISH;
-        while !self.ledger.changes.is_empty() {
+        // Those of other machines are found there by the next start.
+        while self.ledger.has_own_changes() {
             let Ok(Some(report)) = timeout_at(until, self.reports.recv()).await else {
                 let left = self.ledger.changes.values();
                 tracing::warn!(?left, "changes of GPUs are not done in time; the next start finds them at the driver");
@@ -354,6 +429,11 @@ impl Engine {
                 Ok(engine.ledger.waits(&outlook, now))
             }),
             Command::Map(reply) => told(reply, |engine| Ok(engine.ledger.map())),
+            Command::Nodes(reply) => told(reply, |engine| Ok(engine.ledger.node_infos())),
+            Command::ForgetNode(node, reply) => match self.ledger.forget_node(&node) {
+                Ok(()) => answer(reply, |_| Ok(())),
+                Err(error) => refuse(reply, error),
+            },
             Command::SetAccounts(accounts, reply) => match self.ledger.set_accounts(&accounts, now) {
                 Ok(()) => answer(reply, |_| Ok(())),
                 Err(error) => refuse(reply, error),
@@ -375,6 +455,14 @@ impl Engine {
             return Ok(Some(Ended::InThisTurn));
         }
         Ok(self.store.ended(workload).await?.map(Ended::Before))
+    }
+}
+
+/// What comes next of what may not come at all.
+async fn next(events: &mut Option<mpsc::Receiver<NodeEvent>>) -> Option<NodeEvent> {
+    match events {
+        Some(events) => events.recv().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -19,6 +19,8 @@ pub(super) type Key = (u32, u32);
 #[derive(Debug)]
 pub(super) struct Gpu {
     pub(super) uuid: String,
+    /// The node it sits in.
+    pub(super) node: Arc<str>,
     pub(super) index: u32,
     pub(super) model: Arc<Model>,
     pub(super) instances: Vec<Instance>,
@@ -88,10 +90,11 @@ impl Doubt {
 }
 
 impl Gpu {
-    pub(super) fn new(reading: Reading) -> Self {
+    pub(super) fn new(node: &str, reading: Reading) -> Self {
         let Reading { index, uuid, model, instances } = reading;
         Self {
             uuid,
+            node: node.into(),
             index,
             model: Arc::new(model),
             instances,
@@ -210,16 +213,16 @@ impl Gpu {
         self.doubts.values_mut().chain(&mut self.fault)
     }
 
-    /// What keeps space of it from being used, for people: a line for each kind of trouble.
-    pub(super) fn troubles(&self) -> BTreeSet<String> {
+    /// What keeps space of it from being used, for people, who know it as `place`: a line for each kind of trouble.
+    pub(super) fn troubles(&self, place: &str) -> BTreeSet<String> {
         let name = |profile: u32| {
             let profile = self.model.by_id(profile).and_then(|index| self.model.profile(index));
             profile.map_or("?", |profile| profile.name.as_str())
         };
         let doubts = self.doubts.iter().map(|(key, doubt)| (name(key.0), &doubt.reason));
-        let doubts = doubts.map(|(name, reason)| format!("GPU {}: an idle {name} is not used: {reason}", self.index));
+        let doubts = doubts.map(|(name, reason)| format!("{place}: an idle {name} is not used: {reason}"));
         let barred = self.barred.iter().map(|(key, barred)| (name(key.0), &barred.reason));
-        let barred = barred.map(|(name, reason)| format!("GPU {}: no {name} could be made: {reason}", self.index));
+        let barred = barred.map(|(name, reason)| format!("{place}: no {name} could be made: {reason}"));
         doubts.chain(barred).collect()
     }
 

@@ -7,8 +7,9 @@
 use super::{
     deadlines::Deadlines,
     embedded::QueueSettings,
-    gpu::{Gpu, Key, Unread},
+    gpu::{Gpu, Key},
     line::steady,
+    nodes::Machine,
     record::{LeaseRow, Now, Purpose, Repartition, RequestRow, SliceRow, Status, Write},
     store::Loaded,
     usage,
@@ -60,12 +61,12 @@ pub(super) struct Ledger {
     pub(super) giving_way: BTreeMap<u64, u64>,
     /// Changes of GPUs that are under way.
     pub(super) changes: HashMap<u64, Repartition>,
+    /// In the order node, then index.
     pub(super) gpus: Vec<Gpu>,
-    /// GPUs that are listed and could not be read yet, by index.
-    pub(super) unread: BTreeMap<u32, Unread>,
-    /// Why the driver does not answer at all.
-    pub(super) down: Option<String>,
-    pub(super) read_at: jiff::Timestamp,
+    /// The machines they sit in, our own among them.
+    pub(super) nodes: BTreeMap<String, Machine>,
+    /// How long a node's own lease lasts.
+    pub(super) node_lease: Duration,
     pub(super) pool: Pool,
     pub(super) policy: Box<dyn Policy>,
     pub(super) effects: Effects,
@@ -156,8 +157,11 @@ pub(super) struct Effects {
 impl Ledger {
     /// An empty ledger for `node`, whose leases last `period` unless they are renewed.
     pub(super) fn new(node: String, period: Duration) -> Self {
+        let nodes = BTreeMap::from([(node.clone(), Machine::own())]);
         Self {
             node,
+            nodes,
+            node_lease: crate::remote::LEASE,
             period,
             waiting: BTreeMap::new(),
             leases: BTreeMap::new(),
@@ -175,9 +179,6 @@ impl Ledger {
             giving_way: BTreeMap::new(),
             changes: HashMap::new(),
             gpus: Vec::new(),
-            unread: BTreeMap::new(),
-            down: None,
-            read_at: jiff::Timestamp::UNIX_EPOCH,
             pool: Pool::default(),
             policy: Box::new(ExpectedRoom::default()),
             effects: Effects::default(),
@@ -205,6 +206,11 @@ impl Ledger {
         Self { rules: settings.rules(), half_life, accounts: Accounts::new(half_life), ..self }
     }
 
+    /// The same, whose nodes hold leases of so long.
+    pub(super) fn with_node_lease(self, node_lease: Duration) -> Self {
+        Self { node_lease, ..self }
+    }
+
     /// Takes over what the database says, in place of what is remembered. Every lease has a full period from
     /// now. What is known of the GPUs, and changes that their threads are at, stay.
     pub(super) fn load(&mut self, mut loaded: Loaded, now: Now) {
@@ -225,6 +231,7 @@ impl Ledger {
         self.fence = self.fence.max(loaded.fence);
         self.seq = self.seq.max(loaded.seq);
         self.repartition = self.repartition.max(loaded.repartition);
+        self.load_nodes(std::mem::take(&mut loaded.nodes), now);
         for row in std::mem::take(&mut loaded.leases) {
             self.fence = self.fence.max(row.fence);
             self.deadlines.set(row.fence, now.steady + self.period);
@@ -246,7 +253,7 @@ impl Ledger {
             self.unfinished.extend(left.change.destroy.iter().map(|key| (left.gpu.clone(), *key)));
             self.effects.writes.push(Write::Finish { id: left.change.id });
         }
-        let unread = self.unread.values_mut().map(|unread| &mut unread.doubt);
+        let unread = self.nodes.values_mut().flat_map(|node| node.unread.values_mut()).map(|unread| &mut unread.doubt);
         for doubt in self.gpus.iter_mut().flat_map(Gpu::all_doubts).chain(unread) {
             // What was to be done about it may be among what was not written down.
             doubt.retry_at = doubt.retry_at.min(now.steady);
@@ -347,6 +354,7 @@ impl Ledger {
             }
         }
         self.tick_notices(now);
+        self.tick_nodes(now);
         self.look_again(now);
     }
 
@@ -354,8 +362,14 @@ impl Ledger {
     pub(super) fn next_tick(&self) -> Option<Duration> {
         let deadline = self.deadlines.next();
         let retries = self.gpus.iter().filter_map(Gpu::next_retry);
-        let unread = self.unread.values().map(|unread| unread.doubt.retry_at);
-        retries.chain(unread).chain(deadline).chain(self.flush_at).chain(self.next_notice()).min()
+        let unread = self.nodes.values().flat_map(|node| node.unread.values()).map(|unread| unread.doubt.retry_at);
+        retries
+            .chain(unread)
+            .chain(self.next_loss())
+            .chain(deadline)
+            .chain(self.flush_at)
+            .chain(self.next_notice())
+            .min()
     }
 
     /// After so long use counts half.
@@ -444,7 +458,7 @@ impl Ledger {
         let index = gpu.model.by_id(key.0)?;
         let profile = gpu.model.profile(index)?;
         let slice = SliceRow {
-            node: self.node.clone(),
+            node: gpu.node.to_string(),
             gpu: gpu.uuid.clone(),
             gpu_index: gpu.index,
             profile: key.0,

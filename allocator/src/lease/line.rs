@@ -28,7 +28,7 @@ impl Ledger {
             since: row.requested_at,
             wanted: None,
             gang: Gang { slices: row.slices, nodes: row.nodes },
-            only_on: None,
+            only_on: self.only_on(row.on_node.as_deref()),
             share: 0,
             preparing: false,
             expected_seconds: row.expected_seconds,
@@ -46,6 +46,7 @@ impl Ledger {
     /// Works out what each waiting request comes to on the GPUs there are.
     pub(super) fn work_out_all(&mut self) {
         for (seq, mut waiting) in std::mem::take(&mut self.waiting) {
+            waiting.entry.only_on = self.only_on(waiting.row.on_node.as_deref());
             self.work_out(&mut waiting.entry, &waiting.row.need);
             self.waiting.insert(seq, waiting);
         }

@@ -15,7 +15,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 /// A placement that the driver refused is not tried again for this long, unless the GPU changes.
 const BARRED: Duration = Duration::from_secs(30);
 
-/// What is known of all GPUs, as far as a list of the driver tells it.
+/// What is known of all GPUs of a node, as far as a list of the driver tells it.
 #[derive(PartialEq, Eq)]
 struct Roll {
     down: Option<String>,
@@ -24,17 +24,30 @@ struct Roll {
 }
 
 impl Ledger {
-    /// Takes in a report. Nobody is woken by one that says what is known already.
+    /// Takes in a report of our own machine.
     pub(super) fn report(&mut self, report: Report, now: Now) {
+        let node = self.node.clone();
+        self.take_in(&node, report, now);
+    }
+
+    /// Takes in a report of a node. Nobody is woken by one that says what is known already.
+    pub(super) fn take_in(&mut self, node: &str, report: Report, now: Now) {
         match report {
-            Report::Down(error) => self.driver_down(&error),
-            Report::Listed(listed) => self.listed(&listed, now),
+            Report::Down(error) => self.driver_down(node, &error),
+            Report::Listed(listed) => self.listed(node, &listed, now),
             Report::Gpu { uuid, reading, change } => {
-                self.read_at = now.wall;
+                if let Some(machine) = self.nodes.get_mut(node) {
+                    machine.read_at = now.wall;
+                }
+                if let Some(other) = self.gpu(&uuid).map(|gpu| Arc::clone(&gpu.node)).filter(|other| **other != *node)
+                    && !self.moved(&uuid, &other, node)
+                {
+                    return self.not_own(node, &uuid, &other, now);
+                }
                 let before = self.face(&uuid);
                 let change = change.and_then(|(id, result)| Some((self.finish(id)?, result)));
                 let changed = change.is_some();
-                self.observe(&uuid, reading, now);
+                self.observe(node, &uuid, reading, now);
                 if let Some((change, result)) = change {
                     self.outcome(change, result, now);
                 }
@@ -46,7 +59,7 @@ impl Ledger {
             }
             Report::Xid { gpu, xid } => {
                 let index = self.gpu(&gpu).map(|gpu| gpu.index);
-                tracing::error!(gpu = index, uuid = gpu, xid, "a GPU reports a critical error; it is read anew");
+                tracing::error!(node, gpu = index, uuid = gpu, xid, "a GPU reports a critical error; it is read anew");
             }
         }
     }
@@ -75,7 +88,8 @@ impl Ledger {
                 }
             }
         }
-        for unread in self.unread.values_mut().filter(|unread| due(&unread.doubt)) {
+        let unread = self.nodes.values_mut().flat_map(|node| node.unread.values_mut());
+        for unread in unread.filter(|unread| due(&unread.doubt)) {
             unread.doubt.retry_at = Duration::MAX;
             // One without a name can only be found in the next list.
             orders.extend(unread.uuid.iter().map(|uuid| (uuid.clone(), Order::Read)));
@@ -124,7 +138,9 @@ impl Ledger {
             gpu.space(model, self.held_on(&gpu.uuid))
         });
         let gpus = spaces.collect();
-        self.pool = Pool::new(models, gpus);
+        let number = |gpu: &Gpu| self.nodes.get(&*gpu.node).map_or(u32::MAX, |node| node.number);
+        let nodes = self.gpus.iter().map(number).collect();
+        self.pool = Pool::new(models, gpus).on_nodes(nodes);
         self.pool.price(&self.policy);
         self.work_out_all();
         self.stir();
@@ -150,45 +166,48 @@ impl Ledger {
 
     /// What is known of a GPU, as far as it matters to others.
     fn face(&self, uuid: &str) -> (Option<Face>, Option<String>) {
-        let unread = self.unread.values().find(|unread| unread.uuid.as_deref() == Some(uuid));
+        let mut unread = self.nodes.values().flat_map(|node| node.unread.values());
+        let unread = unread.find(|unread| unread.uuid.as_deref() == Some(uuid));
         (self.gpu(uuid).map(Gpu::face), unread.map(|unread| unread.doubt.reason.clone()))
     }
 
-    /// What is known of all GPUs, as far as a list tells it.
-    fn roll(&self) -> Roll {
+    /// What is known of all GPUs of a node, as far as a list tells it.
+    fn roll(&self, node: &str) -> Roll {
         let fault = |gpu: &Gpu| gpu.fault.as_ref().map(|fault| fault.reason.clone());
         let unread = |(index, unread): (&u32, &Unread)| (*index, unread.uuid.clone(), unread.doubt.reason.clone());
+        let machine = self.nodes.get(node);
         Roll {
-            down: self.down.clone(),
-            faults: self.gpus.iter().map(fault).collect(),
-            unread: self.unread.iter().map(unread).collect(),
+            down: machine.and_then(|machine| machine.down.clone()),
+            faults: self.gpus.iter().filter(|gpu| *gpu.node == *node).map(fault).collect(),
+            unread: machine.into_iter().flat_map(|machine| &machine.unread).map(unread).collect(),
         }
     }
 
-    fn driver_down(&mut self, error: &DriverError) {
-        let before = self.roll();
+    fn driver_down(&mut self, node: &str, error: &DriverError) {
+        let before = self.roll(node);
         let reason = error.to_string();
-        if self.down.as_ref() != Some(&reason) {
-            tracing::warn!(reason, "only `cpu` can be granted until the driver answers");
+        let Some(machine) = self.nodes.get_mut(node) else { return };
+        if machine.down.as_ref() != Some(&reason) {
+            tracing::warn!(node, reason, "only `cpu` can be granted there until the driver answers");
         }
-        for gpu in &mut self.gpus {
+        machine.down = Some(reason.clone());
+        for gpu in self.gpus.iter_mut().filter(|gpu| *gpu.node == *node) {
             let doubt = Doubt { reason: reason.clone(), remedy: Remedy::Read, tries: 0, retry_at: Duration::MAX };
             gpu.fault = Some(doubt);
         }
-        self.down = Some(reason);
-        if self.roll() != before {
+        if self.roll(node) != before {
             self.rebuild_all();
         }
     }
 
-    fn listed(&mut self, listed: &[Listed], now: Now) {
-        let before = self.roll();
-        self.down = None;
-        self.read_at = now.wall;
-        self.list_unread(listed, now);
+    fn listed(&mut self, node: &str, listed: &[Listed], now: Now) {
+        let before = self.roll(node);
+        let Some(machine) = self.nodes.get_mut(node) else { return };
+        (machine.down, machine.read_at) = (None, now.wall);
+        self.list_unread(node, listed, now);
         let there: BTreeSet<&String> = listed.iter().filter_map(|gpu| gpu.uuid.as_ref().ok()).collect();
         let all_answer = there.len() == listed.len();
-        for gpu in self.gpus.iter_mut().filter(|gpu| !there.contains(&gpu.uuid)) {
+        for gpu in self.gpus.iter_mut().filter(|gpu| *gpu.node == *node && !there.contains(&gpu.uuid)) {
             let at_index = listed.iter().find(|listed| listed.index == gpu.index);
             let reason = match at_index.map(|listed| &listed.uuid) {
                 Some(Err(error)) => error.to_string(),
@@ -201,24 +220,26 @@ impl Ledger {
         }
         if all_answer && !listed.is_empty() {
             let gone = self.leases.values().filter_map(|lease| {
-                lease.slices.iter().any(|slice| !there.contains(&slice.gpu)).then_some(lease.fence)
+                let gone = |slice: &super::record::SliceRow| slice.node == *node && !there.contains(&slice.gpu);
+                lease.slices.iter().any(gone).then_some(lease.fence)
             });
             for fence in gone.collect::<Vec<_>>() {
                 self.end(fence, "its GPU is no longer in the machine", now);
             }
         }
-        if self.roll() != before {
+        if self.roll(node) != before {
             self.rebuild_all();
         }
     }
 
-    /// Keeps which GPUs of the list nothing is known of: they may be able to do what those that are known
+    /// Keeps which GPUs of a node's list nothing is known of: they may be able to do what those that are known
     /// cannot.
-    fn list_unread(&mut self, listed: &[Listed], now: Now) {
-        let mut before = std::mem::take(&mut self.unread);
+    fn list_unread(&mut self, node: &str, listed: &[Listed], now: Now) {
+        let Some(machine) = self.nodes.get_mut(node) else { return };
+        let mut before = std::mem::take(&mut machine.unread);
         for Listed { index, uuid } in listed {
-            let known = |gpu: &Gpu| uuid.as_ref().map_or(gpu.index == *index, |uuid| gpu.uuid == *uuid);
-            if self.gpus.iter().any(known) {
+            let known = |gpu: &&Gpu| uuid.as_ref().map_or(gpu.index == *index, |uuid| gpu.uuid == *uuid);
+            if self.gpus.iter().filter(|gpu| *gpu.node == *node).any(|gpu| known(&gpu)) {
                 continue;
             }
             let before = before.remove(index).filter(|before| before.uuid.as_ref() == uuid.as_ref().ok());
@@ -236,17 +257,22 @@ impl Ledger {
                     Doubt { retry_at: Duration::MAX, ..doubt }
                 }
             };
-            self.unread.insert(*index, Unread { uuid: uuid.as_ref().ok().cloned(), doubt });
+            machine.unread.insert(*index, Unread { uuid: uuid.as_ref().ok().cloned(), doubt });
         }
     }
 
     /// Why it cannot be said yet what the GPUs here can serve: the driver does not answer, or not for all that
     /// it lists.
     pub(super) fn unsure(&self) -> Option<String> {
-        if let Some(down) = self.down.as_ref().filter(|_| self.gpus.is_empty() || !self.unread.is_empty()) {
-            return Some(down.clone());
-        }
-        let each = self.unread.iter().map(|(index, unread)| format!("GPU {index}: {}", unread.doubt.reason));
+        let each = self.nodes.iter().flat_map(|(name, machine)| {
+            let known = self.gpus.iter().any(|gpu| *gpu.node == **name);
+            let unknown = machine.absence(name).or_else(|| machine.down.clone());
+            if let Some(why) = unknown.filter(|_| !known || !machine.unread.is_empty()) {
+                return vec![why];
+            }
+            let unread = machine.unread.iter();
+            unread.map(|(index, unread)| format!("{}: {}", self.place(name, *index), unread.doubt.reason)).collect()
+        });
         let told: Vec<String> = each.take(TROUBLES).collect();
         (!told.is_empty()).then(|| told.join("; "))
     }
@@ -258,12 +284,14 @@ impl Ledger {
         Some(repartition)
     }
 
-    fn observe(&mut self, uuid: &str, reading: Result<Reading, DriverError>, now: Now) {
+    fn observe(&mut self, node: &str, uuid: &str, reading: Result<Reading, DriverError>, now: Now) {
         let reading = match reading {
             Ok(reading) => reading,
-            Err(error) => return self.not_read(uuid, &error, now),
+            Err(error) => return self.not_read(node, uuid, &error, now),
         };
-        self.unread.retain(|index, unread| *index != reading.index && unread.uuid.as_deref() != Some(uuid));
+        if let Some(machine) = self.nodes.get_mut(node) {
+            machine.unread.retain(|index, unread| *index != reading.index && unread.uuid.as_deref() != Some(uuid));
+        }
         match self.gpu_mut(uuid) {
             Some(gpu) => {
                 if gpu.fault.is_some() {
@@ -276,6 +304,7 @@ impl Ledger {
             None => {
                 let model = &reading.model;
                 tracing::info!(
+                    node,
                     gpu = reading.index,
                     uuid,
                     model = model.name,
@@ -283,8 +312,8 @@ impl Ledger {
                     instances = reading.instances.len(),
                     "a GPU is in service"
                 );
-                self.gpus.push(Gpu::new(reading));
-                self.gpus.sort_by_key(|gpu| gpu.index);
+                self.gpus.push(Gpu::new(node, reading));
+                self.gpus.sort_by(|a, b| (&a.node, a.index).cmp(&(&b.node, b.index)));
                 self.rebuild_all();
             }
         }
@@ -292,7 +321,7 @@ impl Ledger {
     }
 
     /// A GPU cannot be read: nothing is granted on it, and it is read again.
-    fn not_read(&mut self, uuid: &str, error: &DriverError, now: Now) {
+    fn not_read(&mut self, node: &str, uuid: &str, error: &DriverError, now: Now) {
         let reason = error.to_string();
         if let Some(gpu) = self.gpu_mut(uuid) {
             if gpu.fault.is_none() {
@@ -301,13 +330,40 @@ impl Ledger {
             gpu.fault = Some(Doubt::new(reason, Remedy::Read, gpu.fault.as_ref(), now));
             return;
         }
-        let unread = self.unread.iter_mut().find(|(_, unread)| unread.uuid.as_deref() == Some(uuid));
+        let mut unread = self.nodes.get_mut(node).into_iter().flat_map(|machine| machine.unread.iter_mut());
+        let unread = unread.find(|(_, unread)| unread.uuid.as_deref() == Some(uuid));
         let Some((index, unread)) = unread else { return };
         let before = Some(&unread.doubt).filter(|before| before.reason == reason);
         if before.is_none() {
             tracing::error!(gpu = index, uuid, reason, "a GPU cannot be read; it is not used until it can");
         }
         unread.doubt = Doubt::new(reason, Remedy::Read, before, now);
+    }
+
+    /// A GPU that was known in another node sits in this one now, if nothing of it is held there and it was missed
+    /// there.
+    fn moved(&mut self, uuid: &str, from: &str, to: &str) -> bool {
+        let held = !self.held_on(uuid).is_empty();
+        let Some(gpu) = self.gpu_mut(uuid).filter(|gpu| gpu.fault.is_some() && !held) else { return false };
+        tracing::info!(uuid, from, to, "a GPU sits in another node now");
+        gpu.node = to.into();
+        self.gpus.sort_by(|a, b| (&a.node, a.index).cmp(&(&b.node, b.index)));
+        self.rebuild_all();
+        true
+    }
+
+    /// A node speaks of a GPU that another node has: it is not believed.
+    fn not_own(&mut self, node: &str, uuid: &str, other: &str, now: Now) {
+        let Some(machine) = self.nodes.get_mut(node) else { return };
+        let Some(unread) = machine.unread.values_mut().find(|unread| unread.uuid.as_deref() == Some(uuid)) else {
+            return;
+        };
+        let reason = format!("it has the UUID of a GPU of the node {other}");
+        if unread.doubt.reason != reason {
+            tracing::error!(node, uuid, other, "two nodes have a GPU of one UUID; the second is not used");
+        }
+        unread.doubt = Doubt::new(reason, Remedy::Read, Some(&unread.doubt), now);
+        self.stir();
     }
 
     /// Compares all leases with what was read last of the GPUs that answer.

@@ -5,6 +5,7 @@
 //! * `engine` — the one task that owns the ledger, its database and its GPUs.
 //! * `ledger` — the state and its transitions: no I/O, the time as an argument.
 //! * `line` — who of those that wait is served; `shares` — whose limits and whose share a lease counts for.
+//! * `nodes` — the machines with GPUs: which answer, which are lost.
 //! * `usage` — what a lease has used, day by day: pure.
 //! * `store` — SQL.
 
@@ -16,6 +17,7 @@ mod gpu;
 mod ledger;
 mod line;
 mod machine;
+mod nodes;
 mod record;
 mod shares;
 mod store;
@@ -23,6 +25,7 @@ mod usage;
 mod view;
 
 pub use embedded::{Embedded, Gpus, QueueSettings, Settings};
+pub(crate) use nodes::{Joining, Unwelcome};
 pub use store::read_records;
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ pub(super) struct RequestRow {
     pub(super) slices: u32,
     pub(super) nodes: Option<u32>,
     pub(super) project: Option<Arc<str>>,
+    /// The only node it may be served from, if there is one.
+    pub(super) on_node: Option<Arc<str>>,
     pub(super) priority: i32,
     pub(super) preemptible: bool,
     /// What the need came to when it was asked.
@@ -131,6 +133,21 @@ pub(super) enum Purpose {
     Repair(u32, u32),
 }
 
+/// A node with a daemon of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NodeRow {
+    pub(super) name: String,
+    /// What tells the machine from others.
+    pub(super) machine: String,
+    /// Changes with every start of the machine.
+    pub(super) boot: String,
+    /// Under which its daemon joined last.
+    pub(super) fence: u64,
+    /// When it joined, or was lost.
+    pub(super) at: Timestamp,
+    pub(super) lost: bool,
+}
+
 /// Something to be written down. A batch of them is one transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Write {
@@ -156,6 +173,10 @@ pub(super) enum Write {
     Slice { fence: u64, position: usize, slice: SliceRow },
     /// A GPU is about to be changed.
     Begin { repartition: Repartition, at: Timestamp },
+    /// A node joined, or is lost.
+    Node(NodeRow),
+    /// A node is forgotten.
+    Forget { node: String },
     /// It has been, or could not be.
     Finish { id: u64 },
 }

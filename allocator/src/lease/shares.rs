@@ -124,7 +124,7 @@ impl Ledger {
             since: jiff::Timestamp::UNIX_EPOCH,
             wanted: Some(Arc::new(resolution.clone())),
             gang: Gang { slices: *slices, nodes: *nodes },
-            only_on: None,
+            only_on: self.only_on(request.node.as_deref()),
             share: 0,
             preparing: false,
             expected_seconds: request.expected_seconds,

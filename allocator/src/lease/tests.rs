@@ -4,6 +4,7 @@ mod crash;
 mod engine;
 mod ledger;
 mod line;
+mod nodes;
 mod told;
 
 pub(super) use crash::Crash;

@@ -96,6 +96,7 @@ mod tests {
             slices: 1,
             nodes: None,
             project: Some("vision".into()),
+            on_node: None,
             priority: 0,
             preemptible: false,
             profile: "gpu".to_owned(),

@@ -4,6 +4,7 @@ use super::{
     gpu::{Gpu, key_of},
     ledger::{Ledger, Standing, Waiting},
     line::held_slots,
+    nodes::Machine,
     record::{Ending, LeaseRow, Now, SliceRow, Status},
 };
 use crate::{
@@ -111,7 +112,8 @@ impl Ledger {
         let again = now.checked_add(OVERDUE).unwrap_or(Timestamp::MAX);
         let until = ends.map(|end| if end > now { end } else { again }).min().unwrap_or(Timestamp::MAX);
         let faults = self.faults();
-        let troubles = self.gpus.iter().flat_map(Gpu::troubles).chain(faults.clone()).collect();
+        let troubles = self.gpus.iter().flat_map(|gpu| gpu.troubles(&self.place(&gpu.node, gpu.index)));
+        let troubles = troubles.chain(faults.clone()).collect();
         let mut shortages = HashMap::new();
         let near = order().take(queue::LOOK_AHEAD).filter(|entry| entry.gang.slices == 1);
         for entry in near.filter(|entry| self.block(entry, &line, now) == Block::Space) {
@@ -142,8 +144,8 @@ impl Ledger {
             .filter_map(lease)
             .min_by_key(|lease| (lease.known_end().unwrap_or(Timestamp::MAX), lease.fence))?;
         let LeaseRow { request, profile, slices, .. } = found;
-        let index = slices.first().map(|slice| slice.gpu_index)?;
-        Some(format!("{} of {} ({profile} on GPU {index})", request.workload, request.user))
+        let place = slices.first().map(|slice| self.place(&slice.node, slice.gpu_index))?;
+        Some(format!("{} of {} ({profile} on {place})", request.workload, request.user))
     }
 
     /// Every waiting request, first in line first.
@@ -199,8 +201,9 @@ impl Ledger {
     /// Every GPU and what is on it.
     pub(super) fn map(&self) -> GpuMap {
         let mut gpus: Vec<mlad::api::Gpu> = self.gpus.iter().map(|gpu| self.gpu_to_api(gpu)).collect();
-        gpus.extend(self.unread.iter().map(|(index, unread)| mlad::api::Gpu {
-            node: self.node.clone(),
+        let unread = self.nodes.iter().flat_map(|(name, node)| node.unread.iter().map(move |unread| (name, unread)));
+        gpus.extend(unread.map(|(node, (index, unread))| mlad::api::Gpu {
+            node: node.clone(),
             index: *index,
             uuid: unread.uuid.clone().unwrap_or_else(|| "unknown".to_owned()),
             model: "unknown".to_owned(),
@@ -211,8 +214,10 @@ impl Ledger {
             profiles: Vec::new(),
             fault: Some(unread.doubt.reason.clone()),
         }));
-        gpus.sort_by_key(|gpu| gpu.index);
-        GpuMap { gpus, as_of: self.read_at }
+        gpus.sort_by(|a, b| (&a.node, a.index).cmp(&(&b.node, b.index)));
+        // What is told of a machine that does not answer is older, and says so.
+        let as_of = self.nodes.values().map(|node| node.read_at).max().unwrap_or(Timestamp::UNIX_EPOCH);
+        GpuMap { gpus, as_of }
     }
 
     fn gpu_to_api(&self, gpu: &Gpu) -> mlad::api::Gpu {
@@ -249,7 +254,7 @@ impl Ledger {
         slices.retain(|slice| gpu.model.sliced || slice.state != SliceState::Idle);
         slices.sort_by_key(|slice| slice.placement);
         mlad::api::Gpu {
-            node: self.node.clone(),
+            node: gpu.node.to_string(),
             index: gpu.index,
             uuid: gpu.uuid.clone(),
             model: gpu.model.name.clone(),
@@ -295,12 +300,16 @@ impl Ledger {
     }
 
     fn faults(&self) -> Vec<String> {
-        if let Some(down) = &self.down {
-            return vec![down.clone()];
-        }
-        let known = self.gpus.iter().filter_map(|gpu| Some((gpu.index, &gpu.fault.as_ref()?.reason)));
-        let unread = self.unread.iter().map(|(index, unread)| (*index, &unread.doubt.reason));
-        known.chain(unread).map(|(index, reason)| format!("GPU {index}: {reason}")).collect()
+        let of = |(name, machine): (&String, &Machine)| {
+            if let Some(all) = machine.absence(name).or_else(|| machine.down.clone()) {
+                return vec![all];
+            }
+            let here = self.gpus.iter().filter(|gpu| *gpu.node == **name);
+            let known = here.filter_map(|gpu| Some((gpu.index, &gpu.fault.as_ref()?.reason)));
+            let unread = machine.unread.iter().map(|(index, unread)| (*index, &unread.doubt.reason));
+            known.chain(unread).map(|(index, reason)| format!("{}: {reason}", self.place(name, index))).collect()
+        };
+        self.nodes.iter().flat_map(of).collect()
     }
 }
 

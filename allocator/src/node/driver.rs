@@ -175,6 +175,22 @@ impl Driver for NvmlDriver {
         Ok(Reading { index, uuid: gpu.to_owned(), model, instances })
     }
 
+    fn users(&self, gpu: &str) -> Result<Vec<u32>, DriverError> {
+        let device = self.device(gpu)?;
+        let mut users = pids(&device)?;
+        // A GPU in MIG mode need not tell the processes of what is on it.
+        for index in 0..mig_devices(&device)? {
+            match device.mig_device_by_index(index) {
+                Ok(mig) => users.extend(pids(&mig)?),
+                Err(NvmlError::NotFound | NvmlError::InvalidArg) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        users.sort_unstable();
+        users.dedup();
+        Ok(users)
+    }
+
     fn create(&self, gpu: &str, profile: u32, placement: Placement) -> Result<(), DriverError> {
         let device = self.device(gpu)?;
         let instance = self.library.create_gpu_instance(&device, profile, placement)?;
@@ -262,6 +278,26 @@ struct MigDevice {
 /// Processes that compute on a device; none where the driver does not tell.
 fn processes(device: &nvml_wrapper::Device<'_>) -> Result<u32, DriverError> {
     match device.running_compute_processes_count() {
+        Err(NvmlError::NotSupported | NvmlError::InvalidArg | NvmlError::FailedToLoadSymbol(_)) => Ok(0),
+        count => Ok(count?),
+    }
+}
+
+/// The processes that compute or draw on a device; none where the driver does not tell.
+fn pids(device: &nvml_wrapper::Device<'_>) -> Result<Vec<u32>, DriverError> {
+    let mut found = Vec::new();
+    for told in [device.running_compute_processes(), device.running_graphics_processes()] {
+        match told {
+            Err(NvmlError::NotSupported | NvmlError::InvalidArg | NvmlError::FailedToLoadSymbol(_)) => {}
+            told => found.extend(told?.into_iter().map(|process| process.pid)),
+        }
+    }
+    Ok(found)
+}
+
+/// How many MIG devices there may be at most.
+fn mig_devices(device: &nvml_wrapper::Device<'_>) -> Result<u32, DriverError> {
+    match device.mig_device_count() {
         Err(NvmlError::NotSupported | NvmlError::InvalidArg | NvmlError::FailedToLoadSymbol(_)) => Ok(0),
         count => Ok(count?),
     }

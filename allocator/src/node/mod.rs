@@ -4,6 +4,7 @@
 //! GPU does all calls for that GPU in order, so that a slow one keeps no other waiting, and one thread
 //! watches for events and GPUs that come and go. Who may hold what is not decided here.
 
+mod clear;
 mod driver;
 mod nvml;
 mod supervisor;
@@ -15,6 +16,7 @@ pub use worker::{Change, Failure, Node, Order, Report, Stage};
 
 use crate::geometry::Model;
 use mlad::api::Placement;
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// How often everything is read anew though no event came: GPUs and nodes come and go without one.
@@ -33,6 +35,12 @@ pub trait Driver: Send + Sync + 'static {
     /// # Errors
     /// [`DriverError::Lost`] when it fell off the bus.
     fn read(&self, gpu: &str) -> Result<Reading, DriverError>;
+
+    /// The processes that use it or anything on it.
+    ///
+    /// # Errors
+    /// [`DriverError::Lost`] when it fell off the bus.
+    fn users(&self, gpu: &str) -> Result<Vec<u32>, DriverError>;
 
     /// Makes an instance at a place, whole: GPU instance and the compute instance that fills it. What was
     /// made half is taken back.
@@ -67,7 +75,7 @@ pub trait Driver: Send + Sync + 'static {
 }
 
 /// A GPU in the driver's list.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     /// The driver's index.
     pub index: u32,
@@ -76,7 +84,7 @@ pub struct Listed {
 }
 
 /// What one GPU is and what is on it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reading {
     /// The driver's index.
     pub index: u32,
@@ -89,7 +97,7 @@ pub struct Reading {
 }
 
 /// An instance that exists.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
     /// The driver's number of the GPU instance.
     pub id: u32,
@@ -104,7 +112,8 @@ pub struct Instance {
 }
 
 /// What of an instance a container can be given.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Device {
     /// All of it, under this UUID.
     Whole(String),
@@ -131,7 +140,8 @@ pub enum Event {
 }
 
 /// Why a driver did not do a thing.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
 pub enum DriverError {
     /// There is no driver, or it does not run.
     #[error("no NVIDIA driver answers: {0}")]

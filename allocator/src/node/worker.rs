@@ -2,10 +2,12 @@
 
 use super::{
     Device, Driver, DriverError, Instance, Listed, Reading,
+    clear::clear,
     supervisor::{Opener, Pace, Supervisor},
     thread::Thread,
 };
 use mlad::api::Placement;
+use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     sync::{
@@ -14,7 +16,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// The GPUs of this machine, each with its thread. Dropped, the threads end after what they are doing.
 pub struct Node {
@@ -30,10 +32,12 @@ pub enum Order {
     Read,
     /// Change what is on it, then read and report.
     Change(Change),
+    /// Kill what uses it and destroy what is on it, answer, then read and report.
+    Clear(oneshot::Sender<Result<(), DriverError>>),
 }
 
 /// A change of what is on a GPU. Can be repeated: what is done already is left as it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// The number of the change, for the report.
     pub id: u64,
@@ -44,7 +48,8 @@ pub struct Change {
 }
 
 /// What the threads report.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Report {
     /// The driver does not answer.
     Down(DriverError),
@@ -69,7 +74,7 @@ pub enum Report {
 }
 
 /// Where and why a change stopped.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// What was being done.
     pub stage: Stage,
@@ -78,7 +83,8 @@ pub struct Failure {
 }
 
 /// What was being done when a change stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Stage {
     /// Reading the GPU.
     Read,
@@ -210,6 +216,11 @@ impl Worker {
             let change = match order {
                 Order::Read => None,
                 Order::Change(change) => Some((change.id, self.change(&change))),
+                Order::Clear(reply) => {
+                    // Who asked may have gone.
+                    drop(reply.send(clear(&*self.driver, &self.gpu)));
+                    None
+                }
             };
             let reading = self.driver.read(&self.gpu);
             let report = Report::Gpu { uuid: self.gpu.clone(), reading, change };

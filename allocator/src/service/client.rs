@@ -4,7 +4,10 @@ use super::{
     Token,
     wire::{HOLD, LONGEST_ANSWER, Refusal, Renew, Resolve, Revoke, TAKE, Version},
 };
-use crate::{Account, AccountState, Allocate, AllocatorError, LeaseRequest, LeaseState, Resolved, is_workload_name};
+use crate::{
+    Account, AccountState, Allocate, AllocatorError, LeaseRequest, LeaseState, Resolved, is_workload_name,
+    remote::is_node_name,
+};
 use async_trait::async_trait;
 use axum::body::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -14,7 +17,7 @@ use hyper::{
     header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use mlad::api::{GpuMap, Lease, Need, Wait};
+use mlad::api::{GpuMap, Lease, Need, NodeInfo, Wait};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     path::PathBuf,
@@ -39,6 +42,8 @@ pub struct HttpAllocator {
     url: String,
     endpoint: Endpoint,
     token: Option<HeaderValue>,
+    /// The only node whose slices are asked for.
+    node: Option<String>,
     idle: Mutex<Vec<Connection>>,
 }
 
@@ -85,7 +90,14 @@ impl HttpAllocator {
         if let Some(token) = &mut token {
             token.set_sensitive(true);
         }
-        Ok(Self { url: url.to_owned(), endpoint, token, idle: Mutex::default() })
+        Ok(Self { url: url.to_owned(), endpoint, token, node: None, idle: Mutex::default() })
+    }
+
+    /// The same, asking for slices of this node only, where a request names none: for a gateway that runs its
+    /// containers there.
+    #[must_use]
+    pub fn on_node(self, node: Option<String>) -> Self {
+        Self { node, ..self }
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AllocatorError> {
@@ -218,7 +230,12 @@ impl Allocate for HttpAllocator {
     }
 
     async fn request(&self, request: &LeaseRequest) -> Result<LeaseState, AllocatorError> {
-        self.post("/v1/requests", request).await
+        match &self.node {
+            Some(node) if request.node.is_none() => {
+                self.post("/v1/requests", &LeaseRequest { node: Some(node.clone()), ..request.clone() }).await
+            }
+            _ => self.post("/v1/requests", request).await,
+        }
     }
 
     async fn state(&self, workload: &str) -> Result<LeaseState, AllocatorError> {
@@ -258,6 +275,18 @@ impl Allocate for HttpAllocator {
 
     async fn accounts(&self) -> Result<Vec<AccountState>, AllocatorError> {
         self.get("/v1/accounts").await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeInfo>, AllocatorError> {
+        self.get("/v1/nodes").await
+    }
+
+    async fn forget_node(&self, node: &str) -> Result<(), AllocatorError> {
+        // What cannot be a name cannot be known.
+        if !is_node_name(node) {
+            return Err(AllocatorError::Unknown(node.to_owned()));
+        }
+        self.call(Method::DELETE, &format!("/v1/nodes/{node}"), Bytes::new(), TAKE).await
     }
 
     async fn changed(&self, seen: u64) -> Result<u64, AllocatorError> {

@@ -11,7 +11,7 @@ use axum::{
     http::{StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use hyper::server::conn::http1;
 use hyper_util::{
@@ -239,6 +239,8 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/leases", get(leases))
         .route("/v1/waits", get(waits))
         .route("/v1/map", get(map))
+        .route("/v1/nodes", get(nodes))
+        .route("/v1/nodes/{node}", delete(forget_node))
         .route("/v1/accounts", get(accounts).post(set_accounts).layer(DefaultBodyLimit::max(LONGEST_ACCOUNTS)))
         .layer(middleware::from_fn(bounded))
         .route("/v1/changed", get(changed))
@@ -359,6 +361,14 @@ async fn waits(State(us): Us) -> Answer<Vec<mlad::api::Wait>> {
 
 async fn map(State(us): Us) -> Answer<mlad::api::GpuMap> {
     told(us.allocator.map().await)
+}
+
+async fn nodes(State(us): Us) -> Answer<Vec<mlad::api::NodeInfo>> {
+    told(us.allocator.nodes().await)
+}
+
+async fn forget_node(State(us): Us, Name(node): Name) -> Answer<()> {
+    told(us.allocator.forget_node(&node).await)
 }
 
 async fn accounts(State(us): Us) -> Answer<Vec<AccountState>> {

@@ -8,6 +8,7 @@ mod host;
 mod kill;
 mod ledger;
 mod machine;
+mod nodes;
 mod restart;
 mod rules;
 mod service;

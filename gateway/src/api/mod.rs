@@ -17,6 +17,7 @@ mod control;
 mod failure;
 mod jobs;
 mod listener;
+mod nodes;
 mod openapi;
 mod projects;
 mod range;

@@ -1,6 +1,8 @@
 //! HTTP over one connection: the routes, and what holds for all of them.
 
-use super::{ApiState, Rooms, account, admin, artifacts, failure::Failure, jobs, openapi, projects, view, workspaces};
+use super::{
+    ApiState, Rooms, account, admin, artifacts, failure::Failure, jobs, nodes, openapi, projects, view, workspaces,
+};
 use axum::{
     Router,
     body::Body,
@@ -69,6 +71,7 @@ pub(super) fn described() -> OpenApiRouter<Rooms> {
         .merge(account::routes())
         .merge(projects::routes())
         .merge(admin::routes())
+        .merge(nodes::routes())
 }
 
 pub(super) fn router(rooms: Rooms) -> Router {

@@ -124,8 +124,11 @@ fn allocator(config: &Config) -> Result<(), Wrong> {
         within("allocator.lease_seconds", seconds, 10..=DAY)?;
     }
     let Some(url) = &allocator.url else {
-        return holds("allocator.token_file", allocator.token_file.is_none(), || {
+        holds("allocator.token_file", allocator.token_file.is_none(), || {
             "only an allocator elsewhere takes a token: set allocator.url, or leave this out".into()
+        })?;
+        return holds("allocator.node", allocator.node.is_none(), || {
+            "the allocator in the gateway has this machine only: set allocator.url, or leave this out".into()
         });
     };
     holds("allocator.url", url.starts_with("unix:/") || url.starts_with("http://"), || {

@@ -138,6 +138,14 @@ impl Allocate for FakeAllocator {
         self.call(|_| Ok(GpuMap { gpus: Vec::new(), as_of: Timestamp::now() })).await
     }
 
+    async fn nodes(&self) -> Result<Vec<mlad::api::NodeInfo>, AllocatorError> {
+        Ok(Vec::new())
+    }
+
+    async fn forget_node(&self, node: &str) -> Result<(), AllocatorError> {
+        Err(AllocatorError::Unknown(node.to_owned()))
+    }
+
     async fn set_accounts(&self, accounts: &[Account]) -> Result<(), AllocatorError> {
         self.call(|world| {
             let mut inner = world.lock();

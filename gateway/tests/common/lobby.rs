@@ -191,6 +191,14 @@ impl Allocate for House {
         Ok(GpuMap { gpus: Vec::new(), as_of: Timestamp::now() })
     }
 
+    async fn nodes(&self) -> Result<Vec<mlad::api::NodeInfo>, AllocatorError> {
+        Ok(Vec::new())
+    }
+
+    async fn forget_node(&self, node: &str) -> Result<(), AllocatorError> {
+        Err(AllocatorError::Unknown(node.to_owned()))
+    }
+
     async fn set_accounts(&self, _: &[mlad_allocator::Account]) -> Result<(), AllocatorError> {
         Ok(())
     }

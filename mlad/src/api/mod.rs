@@ -7,6 +7,7 @@ mod error;
 mod gpu;
 mod image;
 mod job;
+mod node;
 mod project;
 mod user;
 mod workspace;
@@ -20,6 +21,7 @@ pub use image::{Image, ImageList, NewImage};
 pub use job::{
     Artifact, ArtifactList, Attempt, Job, JobEnd, JobId, JobList, JobReason, JobSpec, JobState, JobSubmitted,
 };
+pub use node::{NodeInfo, NodeList, NodeState};
 pub use project::{DefaultProject, NewProject, Project, ProjectLimits, ProjectList, ProjectUse};
 pub use user::{
     AuditEvent, AuditList, Identity, Invite, NewInvite, NewKey, NewToken, NewUser, Quota, Role, SshKey, Token, User,

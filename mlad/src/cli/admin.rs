@@ -2,6 +2,7 @@
 
 use super::{
     Outcome, completion,
+    nodes::{self, NodeCommand},
     output::{self, Output, ago, local_time, memory, or_dash, plain},
     own, parse_need,
     projects::{self, AdminProjectCommand},
@@ -44,6 +45,9 @@ pub(super) enum AdminCommand {
     /// Leases of slices.
     #[command(subcommand)]
     Lease(LeaseCommand),
+    /// Machines with GPUs.
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// End a workload (w-… or j-…) now, also one that waits for its slice.
     Stop {
         /// Its name, as `mlad who` shows it.
@@ -234,6 +238,7 @@ pub(super) async fn run(client: &Client, output: &Output, command: AdminCommand)
         AdminCommand::Invite { name, hours } => invite(client, output, name, hours).await,
         AdminCommand::Token(command) => token(client, output, command).await,
         AdminCommand::Image(command) => image(client, output, command).await,
+        AdminCommand::Node(command) => nodes::run(client, output, command).await,
         AdminCommand::Lease(LeaseCommand::Ls) => super::gpus::who(client, output).await,
         AdminCommand::Lease(LeaseCommand::Revoke { workload }) => {
             client.revoke_lease(&workload).await?;

@@ -10,6 +10,7 @@ mod doctor;
 mod follow;
 mod gpus;
 mod jobs;
+mod nodes;
 mod output;
 mod own;
 mod projects;

@@ -3,8 +3,8 @@
 use super::{Answer, Client, ClientError};
 use crate::api::{
     ArtifactList, AuditList, DefaultProject, GpuMap, Identity, Image, ImageList, Invite, Job, JobId, JobList, JobSpec,
-    JobState, JobSubmitted, Lease, NewImage, NewInvite, NewKey, NewProject, NewToken, NewUser, Project, ProjectLimits,
-    ProjectList, Quota, Role, SshKey, Token, User, UserList, Wait, Workspace, WorkspaceList,
+    JobState, JobSubmitted, Lease, NewImage, NewInvite, NewKey, NewProject, NewToken, NewUser, NodeList, Project,
+    ProjectLimits, ProjectList, Quota, Role, SshKey, Token, User, UserList, Wait, Workspace, WorkspaceList,
 };
 use hyper::Method;
 use serde_json::json;
@@ -283,6 +283,16 @@ impl Client {
     /// Revokes a token of a user.
     pub async fn remove_token_of(&self, name: &str, id: i64) -> Result<(), ClientError> {
         self.delete(&user_path(name, &format!("/tokens/{id}"))).await
+    }
+
+    /// Every machine with GPUs.
+    pub async fn nodes(&self) -> Result<NodeList, ClientError> {
+        self.get("/v1/admin/nodes").await
+    }
+
+    /// Forgets a machine that is lost and that nothing is held of any more.
+    pub async fn forget_node(&self, name: &str) -> Result<(), ClientError> {
+        self.delete(&format!("/v1/admin/nodes/{}", escape(name))).await
     }
 
     /// Every project.

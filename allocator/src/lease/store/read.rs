@@ -4,7 +4,7 @@ use super::{Loaded, Store, USED_DAYS, USER, moment, narrow, unsigned};
 use crate::{
     Account, AccountName, AllocatorError, Limits,
     geometry::Share,
-    lease::record::{Ending, LeaseRow, Purpose, Repartition, RequestRow, SliceRow, Status, UsedRow},
+    lease::record::{Ending, LeaseRow, NodeRow, Purpose, Repartition, RequestRow, SliceRow, Status, UsedRow},
     lease::usage::day_of,
     node::Change,
 };
@@ -46,6 +46,9 @@ impl Store {
         }
         for row in sqlx::query("SELECT * FROM account").fetch_all(&self.pool).await? {
             loaded.accounts.push(account(&row)?);
+        }
+        for row in sqlx::query("SELECT * FROM node ORDER BY name").fetch_all(&self.pool).await? {
+            loaded.nodes.push(node(&row)?);
         }
         for row in sqlx::query("SELECT name, value FROM counter").fetch_all(&self.pool).await? {
             let value = unsigned(row.try_get("value")?);
@@ -89,6 +92,7 @@ fn request(row: &SqliteRow) -> Result<RequestRow, AllocatorError> {
         slices: narrow(row.try_get("slices")?),
         nodes: row.try_get::<Option<i64>, _>("nodes")?.map(narrow),
         project: row.try_get::<Option<String>, _>("project")?.map(Into::into),
+        on_node: row.try_get::<Option<String>, _>("on_node")?.map(Into::into),
         priority: i32::try_from(row.try_get::<i64, _>("priority")?).unwrap_or(0),
         preemptible: row.try_get::<i64, _>("preemptible")? != 0,
         profile: row.try_get("profile")?,
@@ -150,6 +154,17 @@ pub(super) fn used_row(row: &SqliteRow) -> Result<UsedRow, AllocatorError> {
         memory_us: number("memory_us")?,
         gpu_us: number("gpu_us")?,
         leases: number("leases")?,
+    })
+}
+
+fn node(row: &SqliteRow) -> Result<NodeRow, AllocatorError> {
+    Ok(NodeRow {
+        name: row.try_get("name")?,
+        machine: row.try_get("machine")?,
+        boot: row.try_get("boot")?,
+        fence: unsigned(row.try_get("fence")?),
+        at: time(row, "at")?,
+        lost: row.try_get::<i64, _>("lost")? != 0,
     })
 }
 

@@ -14,8 +14,8 @@ pub(super) async fn apply(transaction: &mut Transaction<'_, Sqlite>, write: &Wri
     let query = match write {
         Write::Request(row) => sqlx::query(
             "INSERT INTO request (workload, seq, user_name, need, profile, limit_slices, limit_memory_mib,
-             expected_seconds, requested_at, slices, nodes, project, priority, preemptible, limit_gpu_seconds)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+             expected_seconds, requested_at, slices, nodes, project, priority, preemptible, limit_gpu_seconds,
+             on_node) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
         )
         .bind(&row.workload)
         .bind(signed(row.seq))
@@ -31,7 +31,8 @@ pub(super) async fn apply(transaction: &mut Transaction<'_, Sqlite>, write: &Wri
         .bind(row.project.as_deref())
         .bind(i64::from(row.priority))
         .bind(i64::from(row.preemptible))
-        .bind(row.limits.gpu_seconds.map(signed)),
+        .bind(row.limits.gpu_seconds.map(signed))
+        .bind(row.on_node.as_deref()),
         Write::GiveUp { workload, at, reason } => {
             sqlx::query(END_REQUEST).bind(at.as_microsecond()).bind(reason).bind(workload)
         }
@@ -110,6 +111,18 @@ pub(super) async fn apply(transaction: &mut Transaction<'_, Sqlite>, write: &Wri
             .bind(make.as_ref().map(json).transpose()?)
             .bind(at.as_microsecond())
         }
+        Write::Node(row) => sqlx::query(
+            "INSERT INTO node (name, machine, boot, fence, at, lost) VALUES ($1, $2, $3, $4, $5, $6)
+             ON CONFLICT (name) DO UPDATE SET machine = excluded.machine, boot = excluded.boot,
+             fence = excluded.fence, at = excluded.at, lost = excluded.lost",
+        )
+        .bind(&row.name)
+        .bind(&row.machine)
+        .bind(&row.boot)
+        .bind(signed(row.fence))
+        .bind(row.at.as_microsecond())
+        .bind(i64::from(row.lost)),
+        Write::Forget { node } => sqlx::query("DELETE FROM node WHERE name = $1").bind(node),
         Write::Finish { id } => sqlx::query("DELETE FROM repartition WHERE id = $1").bind(signed(*id)),
     };
     query.execute(&mut **transaction).await?;

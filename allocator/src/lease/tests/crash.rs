@@ -88,6 +88,10 @@ impl Driver for Mortal {
         self.driver.list()
     }
 
+    fn users(&self, gpu: &str) -> Result<Vec<u32>, DriverError> {
+        self.driver.users(gpu)
+    }
+
     fn read(&self, gpu: &str) -> Result<Reading, DriverError> {
         self.driver.read(gpu)
     }

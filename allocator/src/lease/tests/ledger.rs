@@ -104,6 +104,7 @@ impl World {
             match order {
                 Order::Read => self.ledger.report(self.gpus[at].read(), self.now),
                 Order::Change(change) => self.ordered.push((at, change)),
+                Order::Clear(_) => unreachable!("the ledger never orders that"),
             }
         }
         self.check();
@@ -133,7 +134,7 @@ impl World {
 
     /// What must always hold: no column has two holders, every lease in force has its instance, and what
     /// users are counted to hold is what they hold.
-    fn check(&self) {
+    pub(super) fn check(&self) {
         let mut taken: BTreeMap<&str, Columns> = BTreeMap::new();
         let mut held: BTreeMap<&str, (u32, u64)> = BTreeMap::new();
         for lease in self.ledger.leases.values() {

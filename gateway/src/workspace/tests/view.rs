@@ -297,6 +297,14 @@ impl Allocate for View {
         .await
     }
 
+    async fn nodes(&self) -> Result<Vec<mlad::api::NodeInfo>, AllocatorError> {
+        Ok(Vec::new())
+    }
+
+    async fn forget_node(&self, node: &str) -> Result<(), AllocatorError> {
+        Err(AllocatorError::Unknown(node.to_owned()))
+    }
+
     async fn set_accounts(&self, _: &[mlad_allocator::Account]) -> Result<(), AllocatorError> {
         Ok(())
     }
