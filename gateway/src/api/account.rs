@@ -2,13 +2,18 @@
 
 use super::{
     Rooms,
-    caller::{Account, Body, Holder, Named},
+    caller::{Account, Asked, Body, Holder, Named},
     failure::{Answer, Failure},
 };
-use crate::{ssh::parse_key, store::UserRecord};
+use crate::{
+    ssh::parse_key,
+    store::{LastKey, UserRecord},
+};
 use axum::{Json, extract::State, http::StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use mlad::api::{ErrorCode, NewKey, NewToken, SshKey, Token};
+use serde::Deserialize;
+use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 /// How long a token works that names no time.
@@ -42,14 +47,26 @@ async fn add_key(
     put_key(&state, &me.identity.user, &me.user, &key).await
 }
 
-/// Removes an SSH key of the caller. An administrator does this outside containers only.
-#[utoipa::path(delete, path = "/v1/keys/{fingerprint}", tag = "account", params(("fingerprint" = String, Path)), responses((status = 204)))]
+/// How a key is to be removed.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct KeyRemoval {
+    /// Whether it may be the last one that lets the caller in.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Removes an SSH key of the caller, and ends the connections it let in. An administrator does this outside
+/// containers only.
+#[utoipa::path(delete, path = "/v1/keys/{fingerprint}", tag = "account", params(("fingerprint" = String, Path), KeyRemoval), responses((status = 204)))]
 async fn remove_key(
     State(state): State<Rooms>,
     Holder(me): Holder,
     Named(fingerprint): Named<String>,
+    Asked(KeyRemoval { force }): Asked<KeyRemoval>,
 ) -> Answer<StatusCode> {
-    take_key(&state, &me.identity.user, &me.user, &fingerprint).await
+    take_key(&state, &me.identity.user, &me.user, &fingerprint, LastKey::may_go_if(force)).await
 }
 
 /// The caller's tokens, without their secrets.
@@ -82,13 +99,27 @@ pub(super) async fn put_key(
     key: &NewKey,
 ) -> Answer<(StatusCode, Json<SshKey>)> {
     let key = parse_key(key)?;
-    state.store.audit(by, "key.add", &user.name, Some(&key.fingerprint)).await?;
+    let detail = match key.expires_at {
+        Some(time) if time <= Timestamp::now() => {
+            let message = format!("a key that expires {time} would let nobody in");
+            return Err(Failure::new(ErrorCode::BadRequest, message).hint("name a time to come, or none"));
+        }
+        Some(time) => format!("{}, expires {time}", key.fingerprint),
+        None => key.fingerprint.clone(),
+    };
+    state.store.audit(by, "key.add", &user.name, Some(&detail)).await?;
     Ok((StatusCode::CREATED, Json(state.store.add_key(user.id, &key).await?)))
 }
 
-pub(super) async fn take_key(state: &Rooms, by: &str, user: &UserRecord, fingerprint: &str) -> Answer<StatusCode> {
+pub(super) async fn take_key(
+    state: &Rooms,
+    by: &str,
+    user: &UserRecord,
+    fingerprint: &str,
+    last: LastKey,
+) -> Answer<StatusCode> {
     state.store.audit(by, "key.remove", &user.name, Some(fingerprint)).await?;
-    state.store.remove_key(user.id, fingerprint).await?;
+    state.store.remove_key(user.id, fingerprint, last).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -10,7 +10,7 @@ use crate::{
     files,
     image::CatalogEntry,
     job::AttemptName,
-    store::{StoreError, UserRecord},
+    store::{LastKey, StoreError, UserRecord},
 };
 use axum::{Json, extract::State, http::StatusCode};
 use mlad::api::{
@@ -159,7 +159,7 @@ async fn add_user_key(
     put_key(&state, &by.user, &user, &key).await
 }
 
-/// Removes an SSH key of a user.
+/// Removes an SSH key of a user, and ends the connections it let in.
 #[utoipa::path(delete, path = "/v1/admin/users/{name}/keys/{fingerprint}", tag = "admin", params(("name" = String, Path), ("fingerprint" = String, Path)), responses((status = 204)))]
 async fn remove_user_key(
     State(state): State<Rooms>,
@@ -167,7 +167,7 @@ async fn remove_user_key(
     Named((name, fingerprint)): Named<(String, String)>,
 ) -> Answer<StatusCode> {
     let user = state.store.user_by_name(&name).await?;
-    take_key(&state, &by.user, &user, &fingerprint).await
+    take_key(&state, &by.user, &user, &fingerprint, LastKey::MayGo).await
 }
 
 /// The tokens of a user, without their secrets.

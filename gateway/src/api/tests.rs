@@ -325,11 +325,12 @@ async fn an_administrators_container_cannot_let_itself_in_as_the_administrator()
     let site = Site::start().await;
     let inside =
         |user: &str| site.client(Identity { user: user.into(), role: Role::User, workload: Some("w-1-1".into()) });
-    let key = NewKey { public_key: KEY.into(), label: None };
+    let key = NewKey { public_key: KEY.into(), label: None, expires_at: None };
     let token = NewToken { label: "x".into(), valid_seconds: None };
     // A user's container may: the rights are the same on both sides.
     let added = inside("bob").add_key(&key).await.unwrap();
-    inside("bob").remove_key(&added.fingerprint).await.unwrap();
+    assert_eq!(code(inside("bob").remove_key(&added.fingerprint, false).await), ErrorCode::Conflict, "his last");
+    inside("bob").remove_key(&added.fingerprint, true).await.unwrap();
     let made = inside("bob").add_token(&token).await.unwrap();
     inside("bob").remove_token(made.id).await.unwrap();
 
@@ -340,7 +341,7 @@ async fn an_administrators_container_cannot_let_itself_in_as_the_administrator()
     let alice = inside("alice");
     for denied in [
         alice.add_key(&key).await.map(drop),
-        alice.remove_key(&added.fingerprint).await,
+        alice.remove_key(&added.fingerprint, true).await,
         alice.add_token(&token).await.map(drop),
         alice.remove_token(made.id).await,
     ] {
@@ -350,7 +351,7 @@ async fn an_administrators_container_cannot_let_itself_in_as_the_administrator()
     }
     // Seeing them lets nobody in.
     assert_eq!((alice.keys().await.unwrap().len(), alice.tokens().await.unwrap().len()), (1, 1));
-    person.remove_key(&added.fingerprint).await.unwrap();
+    person.remove_key(&added.fingerprint, true).await.unwrap();
     person.remove_token(made.id).await.unwrap();
 }
 
@@ -409,12 +410,15 @@ async fn what_an_administrator_does_is_done_and_written_down() {
     assert_eq!(code(denied), ErrorCode::Quota);
     let invite = root.invite(&NewInvite { user: "dave".into(), valid_seconds: None }).await.unwrap();
     assert_eq!(site.user("dave").await.name, "dave");
-    let added = root.add_key_of("carol", &NewKey { public_key: KEY.into(), label: None }).await.unwrap();
+    let added =
+        root.add_key_of("carol", &NewKey { public_key: KEY.into(), label: None, expires_at: None }).await.unwrap();
     assert_eq!(root.keys_of("carol").await.unwrap(), std::slice::from_ref(&added));
     root.remove_key_of("carol", &added.fingerprint).await.unwrap();
     assert_eq!(code(root.remove_key_of("carol", &added.fingerprint).await), ErrorCode::NotFound);
-    let bad = NewKey { public_key: "ssh-ed25519 AAAA".into(), label: None };
+    let bad = NewKey { public_key: "ssh-ed25519 AAAA".into(), label: None, expires_at: None };
     assert_eq!(code(site.person("alice").add_key(&bad).await), ErrorCode::BadRequest);
+    let over = NewKey { public_key: KEY.into(), label: None, expires_at: Some(Timestamp::now()) };
+    assert_eq!(code(site.person("alice").add_key(&over).await), ErrorCode::BadRequest);
     let image = NewImage {
         name: "mine".into(),
         reference: "mlad/base:1".into(),

@@ -12,7 +12,7 @@
 //! (Partial success after the code, and a key after that, would need no such thing; but OpenSSH's client
 //! gives public keys up for good once it has offered them all.)
 //!
-//! A key that is known but not let in (another's login name, a disabled user) is refused after it has signed,
+//! A key that is known but not let in (another's login name, a disabled user, expired) is refused after it has signed,
 //! too; the prompt then says why, since it is talking to the key's owner.
 
 use super::{
@@ -24,6 +24,7 @@ use crate::{
     login::{LoginName, parse_login},
     store::{KeyToAdd, StoreError, UserRecord},
 };
+use jiff::Timestamp;
 use russh::{
     MethodKind, MethodSet,
     keys::PublicKey,
@@ -163,7 +164,8 @@ impl Authentication {
     async fn admit_key(&mut self, login_name: &str, key: &PublicKey) -> Result<Option<Login>, Refusal> {
         let name = fingerprint(key);
         match self.server.store.user_by_key(&name).await? {
-            Some(user) => self.admit(login_name, user, name).await.map(Some),
+            Some(known) if known.has_expired(Timestamp::now()) => Err(Refusal(expired(&name))),
+            Some(known) => self.admit(login_name, known.user, name).await.map(Some),
             None => {
                 let key = key_to_add(key)?;
                 self.candidate.get_or_insert(Candidate { login_name: login_name.into(), key });
@@ -254,6 +256,11 @@ impl Authentication {
         let instructions = notice.into_iter().chain(text).collect::<Vec<_>>().join("\n").into();
         Auth::Partial { name: "".into(), instructions, prompts: Cow::Borrowed(prompts) }
     }
+}
+
+/// What is said of a key that lets nobody in any more.
+pub(super) fn expired(fingerprint: &str) -> String {
+    format!("the key {fingerprint} has expired; log in with another, or ask an administrator")
 }
 
 /// Only this method can go on from here. (Never none: OpenSSH's client then asks for a password.)

@@ -2,7 +2,7 @@
 
 use super::{
     algorithms::{IDENTIFICATION, Transport},
-    auth::Login,
+    auth::{Login, expired},
     backend::Backend,
     callbacks::Callbacks,
     client::{Client, Ends},
@@ -14,6 +14,7 @@ use crate::{
     store::{Store, StoreError},
 };
 use bytes::{Buf as _, Bytes};
+use jiff::Timestamp;
 use russh::{
     Disconnect,
     server::{Handle, run_stream},
@@ -52,6 +53,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const RESTART: &str = "the server is being restarted; your workspace and your jobs go on, log in again in a moment";
 /// Time until it is asked again whether somebody may still be here, if the database does not say.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// Time until the clock is looked at again, when something ends at a time of the clock.
+const LOOK_AGAIN: Duration = Duration::from_secs(600);
 
 /// What a connection holds until it has logged in.
 pub(super) type Early = (OwnedSemaphorePermit, SourceSlot);
@@ -76,12 +79,12 @@ impl Server {
     pub(super) fn admit(&self, login: Login, handle: Handle, ends: Ends, span: Span) -> Arc<Client> {
         span.record("user", login.user.name.as_str());
         let meter = Meter::new(Arc::clone(login.slot.share()), Arc::clone(&self.queued));
-        let (store, fingerprint) = (self.store.clone(), login.fingerprint.clone());
+        let (store, fingerprint, from) = (self.store.clone(), login.fingerprint.clone(), ends.peer.ip());
         let (config, backend) = (Arc::clone(&self.config), Arc::clone(&self.backend));
         let client = Client::new(config, backend, login, handle, ends, meter, span);
         // When a key was last used is good to know, but nobody waits for it.
         client.spawn(async move {
-            if let Err(error) = store.key_used(&fingerprint).await {
+            if let Err(error) = store.key_used(&fingerprint, from).await {
                 tracing::warn!(%error, fingerprint, "cannot note that a key was used");
             }
         });
@@ -196,18 +199,19 @@ async fn say_goodbye(handle: &Handle, words: &str) {
 /// Ends the connection when its user may not be here any more.
 async fn watch_access(server: Arc<Server>, client: Arc<Client>, mut access: watch::Receiver<u64>) {
     let watching = async {
-        while access.changed().await.is_ok() {
-            let reason = loop {
-                match why_not(&server.store, &client).await {
-                    Ok(reason) => break reason,
-                    Err(error) => {
-                        tracing::warn!(%error, "it is not known whether somebody may still be here; asking again");
-                        tokio::time::sleep(ASK_AGAIN).await;
-                    }
+        loop {
+            let until = match standing(&server.store, &client, Timestamp::now()).await {
+                Ok(Standing::Until(until)) => until,
+                Ok(Standing::Out(reason)) => return client.dismiss(reason),
+                Err(error) => {
+                    tracing::warn!(%error, "it is not known whether somebody may still be here; asking again");
+                    tokio::time::sleep(ASK_AGAIN).await;
+                    continue;
                 }
             };
-            if let Some(reason) = reason {
-                return client.dismiss(reason);
+            tokio::select! {
+                changed = access.changed() => if changed.is_err() { return },
+                () = reached(until) => {}
             }
         }
     };
@@ -217,15 +221,37 @@ async fn watch_access(server: Arc<Server>, client: Arc<Client>, mut access: watc
     }
 }
 
-/// Why the user of a connection may not be here any more; none if they may.
-async fn why_not(store: &Store, client: &Client) -> Result<Option<String>, StoreError> {
+/// Whether the user of a connection may still be here.
+enum Standing {
+    /// They may, until then if a time is given.
+    Until(Option<Timestamp>),
+    /// They may not, because of this.
+    Out(String),
+}
+
+async fn standing(store: &Store, client: &Client, now: Timestamp) -> Result<Standing, StoreError> {
     let (own, key) = (client.workplace.user(), &client.fingerprint);
-    Ok(match store.user_by_key(key).await? {
-        Some(user) if user.id != own.id => Some(format!("the key {key} is somebody else's now")),
-        Some(user) if !user.enabled => Some(format!("{} may not log in any more; ask an administrator", user.name)),
-        Some(_) => None,
-        None => Some(format!("the key {key} was removed; log in with another, or ask an administrator")),
+    let Some(known) = store.user_by_key(key).await? else {
+        let reason = format!("the key {key} was removed; log in with another, or ask an administrator");
+        return Ok(Standing::Out(reason));
+    };
+    Ok(if known.user.id != own.id {
+        Standing::Out(format!("the key {key} is somebody else's now"))
+    } else if !known.user.enabled {
+        Standing::Out(format!("{} may not log in any more; ask an administrator", known.user.name))
+    } else if known.has_expired(now) {
+        Standing::Out(expired(key))
+    } else {
+        Standing::Until(known.expires_at)
     })
+}
+
+/// Returns when this time may have come. The clock can be set meanwhile, so it is looked at again before long.
+async fn reached(time: Option<Timestamp>) {
+    let Some(time) = time else { return std::future::pending().await };
+    let left = Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default();
+    // Rather after it than just before: a timer counts in milliseconds.
+    tokio::time::sleep(left.min(LOOK_AGAIN) + Duration::from_millis(1)).await;
 }
 
 /// The socket as russh sees it. The identifications were exchanged already: the client's is read once more,

@@ -45,14 +45,14 @@ pub fn parse_key(new: &NewKey) -> Result<KeyToAdd, KeyError> {
         PublicKey::from_openssh(&format!("{kind} {data}")).map_err(|error| KeyError::Malformed(error.to_string()))?;
     check_key(&key)?;
     let label = new.label.as_deref().unwrap_or(comment);
-    Ok(KeyToAdd { label: label.into(), ..key_to_add(&key)? })
+    Ok(KeyToAdd { label: label.into(), expires_at: new.expires_at, ..key_to_add(&key)? })
 }
 
 /// What is kept of a key that was offered, without label.
 pub(super) fn key_to_add(key: &PublicKey) -> Result<KeyToAdd, KeyError> {
     let bare = PublicKey::new(key.key_data().clone(), "");
     let public_key = bare.to_openssh().map_err(|error| KeyError::Malformed(error.to_string()))?;
-    Ok(KeyToAdd { fingerprint: fingerprint(key), public_key, label: String::new() })
+    Ok(KeyToAdd { fingerprint: fingerprint(key), public_key, label: String::new(), expires_at: None })
 }
 
 /// `SHA256:…`, as `ssh-keygen -l` prints it.
@@ -85,7 +85,7 @@ mod tests {
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
 
     fn parse(line: &str, label: Option<&str>) -> Result<KeyToAdd, KeyError> {
-        parse_key(&NewKey { public_key: line.into(), label: label.map(Into::into) })
+        parse_key(&NewKey { public_key: line.into(), label: label.map(Into::into), expires_at: None })
     }
 
     #[test]

@@ -9,6 +9,7 @@ use mlad::api::SshKey;
 use rand::Rng as _;
 use sha2::{Digest as _, Sha256};
 use sqlx::{FromRow, Sqlite, Transaction};
+use std::net::IpAddr;
 
 /// Keys of one user.
 const MAX_KEYS: i64 = 64;
@@ -30,16 +31,51 @@ pub struct KeyToAdd {
     pub public_key: String,
     /// Comment or label; may be empty.
     pub label: String,
+    /// When it stops letting its user in; never if absent.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// A key that is somebody's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KnownKey {
+    /// Whose.
+    pub user: UserRecord,
+    /// When it stops letting them in; never if absent.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Whether the last key that lets a user in may be taken from them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LastKey {
+    /// It may: they have another way in, or are to have none.
+    MayGo,
+    /// It may not.
+    Stays,
+}
+
+impl LastKey {
+    /// Whether it was said that it may.
+    pub fn may_go_if(force: bool) -> Self {
+        if force { Self::MayGo } else { Self::Stays }
+    }
+}
+
+impl KnownKey {
+    /// Whether it lets its user in no more.
+    pub fn has_expired(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|time| time <= now)
+    }
 }
 
 impl Store {
-    /// Whose key this is; none if nobody's.
+    /// Whose key this is, expired or not; none if nobody's.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn user_by_key(&self, fingerprint: &str) -> Result<Option<UserRecord>, StoreError> {
-        let row: Option<UserRow> = sqlx::query_as(
-            "SELECT users.* FROM users JOIN ssh_keys ON ssh_keys.user_id = users.id WHERE ssh_keys.fingerprint = $1",
+    pub async fn user_by_key(&self, fingerprint: &str) -> Result<Option<KnownKey>, StoreError> {
+        let row: Option<KnownRow> = sqlx::query_as(
+            "SELECT users.*, ssh_keys.expires_at FROM users JOIN ssh_keys ON ssh_keys.user_id = users.id \
+             WHERE ssh_keys.fingerprint = $1",
         )
         .bind(fingerprint)
         .fetch_optional(self.read())
@@ -47,16 +83,17 @@ impl Store {
         row.map(TryInto::try_into).transpose()
     }
 
-    /// Notes that a key logged in, and that its owner was seen.
+    /// Notes that a key logged in from an address, and that its owner was seen.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn key_used(&self, fingerprint: &str) -> Result<(), StoreError> {
+    pub async fn key_used(&self, fingerprint: &str, from: IpAddr) -> Result<(), StoreError> {
         let now = to_micros(Timestamp::now());
         let mut transaction = self.write().await?;
-        sqlx::query("UPDATE ssh_keys SET last_used_at = $2 WHERE fingerprint = $1")
+        sqlx::query("UPDATE ssh_keys SET last_used_at = $2, last_used_from = $3 WHERE fingerprint = $1")
             .bind(fingerprint)
             .bind(now)
+            .bind(from.to_canonical().to_string())
             .execute(&mut *transaction)
             .await?;
         sqlx::query(
@@ -99,9 +136,15 @@ impl Store {
     /// Takes a key away from a user.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] if the user has no such key.
-    pub async fn remove_key(&self, user_id: i64, fingerprint: &str) -> Result<(), StoreError> {
+    /// [`StoreError::NotFound`] if the user has no such key; [`StoreError::Conflict`] if it is the last one that
+    /// lets them in, and has to stay.
+    pub async fn remove_key(&self, user_id: i64, fingerprint: &str, last: LastKey) -> Result<(), StoreError> {
         let mut transaction = self.write().await?;
+        if last == LastKey::Stays && is_last_key(&mut transaction, user_id, fingerprint).await? {
+            return Err(StoreError::Conflict(format!(
+                "{fingerprint} is the last key that lets you in: add another first, or remove it all the same with --force"
+            )));
+        }
         let removed = sqlx::query("DELETE FROM ssh_keys WHERE user_id = $1 AND fingerprint = $2")
             .bind(user_id)
             .bind(fingerprint)
@@ -190,6 +233,22 @@ impl Store {
     }
 }
 
+/// Whether a key lets its user in, and no other of theirs does.
+async fn is_last_key(
+    transaction: &mut Transaction<'static, Sqlite>,
+    user_id: i64,
+    fingerprint: &str,
+) -> Result<bool, StoreError> {
+    let valid: Vec<String> = sqlx::query_scalar(
+        "SELECT fingerprint FROM ssh_keys WHERE user_id = $1 AND (expires_at IS NULL OR expires_at > $2)",
+    )
+    .bind(user_id)
+    .bind(to_micros(Timestamp::now()))
+    .fetch_all(&mut **transaction)
+    .await?;
+    Ok(valid == [fingerprint])
+}
+
 async fn insert_key(
     transaction: &mut Transaction<'static, Sqlite>,
     user_id: i64,
@@ -213,15 +272,17 @@ async fn insert_key(
         return Err(StoreError::Conflict(format!("{} has {count} keys; remove one first", user.name)));
     }
     let label: String = key.label.chars().filter(|symbol| !symbol.is_control()).take(MAX_LABEL).collect();
-    let now = to_micros(Timestamp::now());
+    let (now, expires_at) = (to_micros(Timestamp::now()), key.expires_at.map(to_micros));
     sqlx::query(
-        "INSERT INTO ssh_keys (fingerprint, user_id, public_key, label, created_at) VALUES ($1, $2, $3, $4, $5)",
+        "INSERT INTO ssh_keys (fingerprint, user_id, public_key, label, created_at, expires_at) \
+         VALUES ($1, $2, $3, $4, $5, $6)",
     )
     .bind(&key.fingerprint)
     .bind(user_id)
     .bind(&key.public_key)
     .bind(&label)
     .bind(now)
+    .bind(expires_at)
     .execute(&mut **transaction)
     .await?;
     Ok(SshKey {
@@ -230,7 +291,9 @@ async fn insert_key(
         public_key: key.public_key.clone(),
         label,
         created_at: from_micros(now)?,
+        expires_at: expires_at.map(from_micros).transpose()?,
         last_used_at: None,
+        last_used_from: None,
     })
 }
 
@@ -274,13 +337,30 @@ fn code_hash(code: &str) -> Vec<u8> {
 }
 
 #[derive(FromRow)]
+struct KnownRow {
+    #[sqlx(flatten)]
+    user: UserRow,
+    expires_at: Option<i64>,
+}
+
+impl TryFrom<KnownRow> for KnownKey {
+    type Error = StoreError;
+
+    fn try_from(row: KnownRow) -> Result<Self, StoreError> {
+        Ok(Self { user: row.user.try_into()?, expires_at: row.expires_at.map(from_micros).transpose()? })
+    }
+}
+
+#[derive(FromRow)]
 struct KeyRow {
     fingerprint: String,
     user_name: String,
     public_key: String,
     label: String,
     created_at: i64,
+    expires_at: Option<i64>,
     last_used_at: Option<i64>,
+    last_used_from: Option<String>,
 }
 
 impl TryFrom<KeyRow> for SshKey {
@@ -293,7 +373,9 @@ impl TryFrom<KeyRow> for SshKey {
             public_key: row.public_key,
             label: row.label,
             created_at: from_micros(row.created_at)?,
+            expires_at: row.expires_at.map(from_micros).transpose()?,
             last_used_at: row.last_used_at.map(from_micros).transpose()?,
+            last_used_from: row.last_used_from,
         })
     }
 }
@@ -319,6 +401,7 @@ mod tests {
             fingerprint: format!("SHA256:{name}"),
             public_key: format!("ssh-ed25519 {name}"),
             label: name.into(),
+            expires_at: None,
         }
     }
 
@@ -329,13 +412,14 @@ mod tests {
         let bob = store.add_user(&new_user("bob")).await.unwrap();
         store.add_key(alice.id, &key("one")).await.unwrap();
         assert!(matches!(store.add_key(bob.id, &key("one")).await, Err(StoreError::Conflict(_))));
-        assert_eq!(store.user_by_key("SHA256:one").await.unwrap().unwrap().name, "alice");
-        store.key_used("SHA256:one").await.unwrap();
-        assert!(store.keys_of(alice.id).await.unwrap()[0].last_used_at.is_some());
+        assert_eq!(store.user_by_key("SHA256:one").await.unwrap().unwrap().user.name, "alice");
+        store.key_used("SHA256:one", "::ffff:192.0.2.7".parse().unwrap()).await.unwrap();
+        let used = &store.keys_of(alice.id).await.unwrap()[0];
+        assert!(used.last_used_at.is_some() && used.last_used_from.as_deref() == Some("192.0.2.7"));
         assert!(store.user_by_name("alice").await.unwrap().last_seen_at.is_some());
         assert!(store.user_by_name("bob").await.unwrap().last_seen_at.is_none());
-        assert!(store.remove_key(bob.id, "SHA256:one").await.is_err());
-        store.remove_key(alice.id, "SHA256:one").await.unwrap();
+        assert!(store.remove_key(bob.id, "SHA256:one", LastKey::MayGo).await.is_err());
+        store.remove_key(alice.id, "SHA256:one", LastKey::MayGo).await.unwrap();
         assert_eq!(store.user_by_key("SHA256:one").await.unwrap(), None);
     }
 
@@ -353,7 +437,38 @@ mod tests {
         assert!(!store.has_open_invites().await.unwrap());
         assert_eq!(store.redeem_invite(&code, &key("two")).await.unwrap(), None);
         assert_eq!(store.invited_by(&code).await.unwrap(), None);
-        assert_eq!(store.user_by_key("SHA256:one").await.unwrap().unwrap().name, "alice");
+        assert_eq!(store.user_by_key("SHA256:one").await.unwrap().unwrap().user.name, "alice");
+    }
+
+    #[tokio::test]
+    async fn the_last_key_that_lets_somebody_in_stays() {
+        let (_folder, store) = store().await;
+        let alice = store.add_user(&new_user("alice")).await.unwrap();
+        let until = |name: &str, time| KeyToAdd { expires_at: Some(time), ..key(name) };
+        let (before, later) = (Timestamp::now() - 1.second(), Timestamp::now() + 1.hour());
+        store.add_key(alice.id, &until("over", before)).await.unwrap();
+        store.add_key(alice.id, &until("good", later)).await.unwrap();
+        let refused = store.remove_key(alice.id, "SHA256:good", LastKey::Stays).await;
+        assert!(matches!(refused, Err(StoreError::Conflict(_))), "the other has expired: {refused:?}");
+        store.add_key(alice.id, &key("other")).await.unwrap();
+        store.remove_key(alice.id, "SHA256:good", LastKey::Stays).await.unwrap();
+        store.remove_key(alice.id, "SHA256:over", LastKey::Stays).await.unwrap();
+        let unknown = store.remove_key(alice.id, "SHA256:unknown", LastKey::Stays).await;
+        assert!(matches!(unknown, Err(StoreError::NotFound { .. })), "{unknown:?}");
+        assert!(store.remove_key(alice.id, "SHA256:other", LastKey::Stays).await.is_err());
+        store.remove_key(alice.id, "SHA256:other", LastKey::MayGo).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_key_is_known_after_it_has_expired() {
+        let (_folder, store) = store().await;
+        let alice = store.add_user(&new_user("alice")).await.unwrap();
+        let time = from_micros(to_micros(Timestamp::now() + 1.hour())).unwrap();
+        let added = store.add_key(alice.id, &KeyToAdd { expires_at: Some(time), ..key("one") }).await.unwrap();
+        assert_eq!(store.keys_of(alice.id).await.unwrap(), [added]);
+        let known = store.user_by_key("SHA256:one").await.unwrap().unwrap();
+        assert_eq!((known.user.name.as_str(), known.expires_at), ("alice", Some(time)));
+        assert!(!known.has_expired(time - 1.second()) && known.has_expired(time));
     }
 
     #[tokio::test]

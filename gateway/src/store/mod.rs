@@ -14,7 +14,7 @@ mod workspaces;
 
 pub use images::{ImageRecord, StoredImage};
 pub use jobs::{JobFilter, JobRecord, Submission};
-pub use keys::KeyToAdd;
+pub use keys::{KeyToAdd, KnownKey, LastKey};
 pub use projects::ProjectRecord;
 pub(crate) use users::GREATEST_PRIORITY;
 pub use users::{FIRST_UID, UserRecord, check_user_name};
@@ -96,7 +96,8 @@ impl Store {
         Ok(Self { writer, readers, access: watch::Sender::default(), limits: watch::Sender::default() })
     }
 
-    /// Changes whenever somebody may have lost the right to be here: a user was disabled or removed, or a key was.
+    /// Changes whenever somebody may have lost the right to be here: a user was disabled or removed, or a key was. What
+    /// ends by itself, at a time that was known before, is not among it.
     pub fn access_changes(&self) -> watch::Receiver<u64> {
         self.access.subscribe()
     }

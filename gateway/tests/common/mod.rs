@@ -120,7 +120,7 @@ impl Site {
 
     /// Lets a person's key in as a user.
     pub async fn give_key(&self, user: &UserRecord, person: &Person) {
-        let key = NewKey { public_key: person.public_key(), label: None };
+        let key = NewKey { public_key: person.public_key(), label: None, expires_at: None };
         self.store.add_key(user.id, &ssh::parse_key(&key).unwrap()).await.unwrap();
     }
 

@@ -166,7 +166,8 @@ async fn only_strong_algorithms_are_offered() {
     assert!(made.unwrap().success());
     let user = site.store.user_by_name("alice").await.unwrap();
     let line = std::fs::read_to_string(alice.path("rsa.pub")).unwrap();
-    let key = mlad_gateway::ssh::parse_key(&mlad::api::NewKey { public_key: line, label: None }).unwrap();
+    let key =
+        mlad_gateway::ssh::parse_key(&mlad::api::NewKey { public_key: line, label: None, expires_at: None }).unwrap();
     site.store.add_key(user.id, &key).await.unwrap();
     let only = ["-o", "IdentityFile=none", "-i", rsa.to_str().unwrap()];
     alice.ssh_with(&only, &["true"]).await.success();

@@ -93,9 +93,15 @@ pub struct SshKey {
     pub label: String,
     /// When it was added.
     pub created_at: Timestamp,
+    /// When it stops letting its user in; never if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
     /// When it last logged in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<Timestamp>,
+    /// The address that login came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used_from: Option<String>,
 }
 
 /// A key to add.
@@ -107,6 +113,9 @@ pub struct NewKey {
     /// A label instead of the key's comment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
+    /// When it stops letting its user in; never if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
 }
 
 /// An invitation to make.

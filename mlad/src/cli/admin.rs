@@ -14,7 +14,6 @@ use crate::{
 use clap::{Args, Subcommand, ValueEnum, builder::ValueParser};
 use clap_complete::ArgValueCandidates;
 use jiff::Timestamp;
-use std::path::PathBuf;
 
 /// What an administrator does.
 #[derive(Debug, Subcommand)]
@@ -146,18 +145,15 @@ pub(super) enum KeyCommand {
     Add {
         #[command(flatten)]
         user: UserName,
-        /// A public key file (`id_ed25519.pub`), or - for standard input.
-        file: PathBuf,
-        /// A label instead of the key's comment.
-        #[arg(long)]
-        label: Option<String>,
+        #[command(flatten)]
+        key: own::KeyArguments,
     },
-    /// Remove one.
+    /// Remove one, and end the connections it let in.
     Rm {
         #[command(flatten)]
         user: UserName,
-        /// `SHA256:…`, as `mlad admin key ls` shows it.
-        fingerprint: String,
+        /// `SHA256:…` as `mlad admin key ls` shows it, or a label that only one of theirs has.
+        key: String,
     },
 }
 
@@ -312,11 +308,12 @@ fn users_table(users: &[User]) -> String {
 async fn key(client: &Client, output: &Output, command: KeyCommand) -> Outcome {
     match command {
         KeyCommand::Ls(user) => output.show(&client.keys_of(&user.name).await?, |keys| own::keys_table(keys)),
-        KeyCommand::Add { user, file, label } => {
-            let key = own::read_key(&file, label)?;
-            output.say(&client.add_key_of(&user.name, &key).await?, |key| format!("added {}", key.fingerprint))
+        KeyCommand::Add { user, key } => {
+            let key = own::read_key(key)?;
+            output.say(&client.add_key_of(&user.name, &key).await?, own::added_key)
         }
-        KeyCommand::Rm { user, fingerprint } => {
+        KeyCommand::Rm { user, key } => {
+            let fingerprint = own::which_key(&key, || client.keys_of(&user.name)).await?;
             client.remove_key_of(&user.name, &fingerprint).await?;
             output.done("key.remove", &fingerprint, "removed")
         }

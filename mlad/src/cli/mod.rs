@@ -7,6 +7,7 @@ mod admin;
 mod artifacts;
 mod completion;
 mod doctor;
+mod expiry;
 mod follow;
 mod gpus;
 mod jobs;

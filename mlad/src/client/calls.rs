@@ -197,9 +197,9 @@ impl Client {
         self.post("/v1/keys", key).await
     }
 
-    /// Removes a key of the caller.
-    pub async fn remove_key(&self, fingerprint: &str) -> Result<(), ClientError> {
-        self.delete(&format!("/v1/keys/{}", escape(fingerprint))).await
+    /// Removes a key of the caller; the last one that lets them in only with `force`.
+    pub async fn remove_key(&self, fingerprint: &str, force: bool) -> Result<(), ClientError> {
+        self.delete(&format!("/v1/keys/{}?force={force}", escape(fingerprint))).await
     }
 
     /// The caller's tokens.

@@ -59,8 +59,53 @@ fn people_manage_their_own_keys() {
     let keys = alice.ssh("mlad key ls --json").success().json();
     let added =
         keys.as_array().unwrap().iter().find(|key| public.starts_with(key["public_key"].as_str().unwrap())).unwrap();
-    alice.ssh(&format!("mlad key rm {}", added["fingerprint"].as_str().unwrap())).success();
+    assert_eq!(added["last_used_from"].as_str(), Some("127.0.0.1"));
+    let fingerprint = added["fingerprint"].as_str().unwrap();
+    alice.ssh(&format!("mlad key rm {fingerprint}")).success();
     assert_eq!(laptop.ssh("id -un").code, 255);
+    // From inside the container as well, with a label and an end.
+    let add = "cat > new.pub; mlad key add new.pub --label laptop --expires 90d";
+    let said = alice.ssh_with_input(add, public.as_bytes()).success().text();
+    assert!(said.contains(&format!("added {fingerprint} (laptop), until ")), "{said}");
+    assert_eq!(laptop.ssh("id -un").success().text(), "alice");
+    let listed = alice.ssh("sh -c 'mlad key ls'").success().text();
+    assert!(listed.contains("laptop") && listed.contains("in 89d"), "{listed}");
+    alice.ssh("sh -c 'mlad key rm laptop'").success();
+    assert_eq!(laptop.ssh("id -un").code, 255);
+    let actions = site.mlad_json(&["admin", "audit"]);
+    let removed =
+        actions["events"].as_array().unwrap().iter().filter(|event| {
+            event["action"] == "key.remove" && event["actor"] == "alice" && event["detail"] == fingerprint
+        });
+    assert_eq!(removed.count(), 2);
+}
+
+#[test]
+fn nobody_locks_themselves_out_by_mistake() {
+    let site = Site::start();
+    let alice = site.person("alice");
+    let keys = alice.ssh("mlad key ls --json").success().json();
+    let own = keys[0]["fingerprint"].as_str().unwrap().to_owned();
+    for inside in ["", "sh -c ' "] {
+        let end = if inside.is_empty() { "" } else { "'" };
+        let refused = alice.ssh(&format!("{inside}mlad key rm {own}{end}"));
+        assert_eq!(refused.code, 1, "{}", refused.stderr);
+        assert!(refused.stderr.contains("the last key that lets you in") && refused.stderr.contains("--force"));
+    }
+    assert_eq!(alice.ssh("id -un").success().text(), "alice");
+    // An administrator may, and gives another; one that has expired never was.
+    let laptop = site.stranger("alice-laptop");
+    let file = laptop.public_key();
+    let over = site.admin(&["key", "add", "alice", file.to_str().unwrap(), "--expires", "2020-01-01"]);
+    assert_eq!(over.code, 2, "{}", over.stderr);
+    site.admin(&["key", "rm", "alice", &own]).success();
+    assert_eq!(alice.ssh("true").code, 255);
+    site.admin(&["key", "add", "alice", file.to_str().unwrap(), "--label", "lent", "--expires", "2w"]).success();
+    assert_eq!(laptop.ssh("id -un").success().text(), "alice");
+    // Who insists is out, at once.
+    laptop.ssh("mlad key rm lent --force");
+    assert_eq!(laptop.ssh("true").code, 255);
+    assert_eq!(site.mlad_json(&["admin", "key", "ls", "alice"]).as_array().unwrap().len(), 0);
 }
 
 #[test]
