@@ -271,6 +271,12 @@ pub trait Allocate: Send + Sync + 'static {
     /// [`AllocatorError::Unknown`] when there is no such node, [`AllocatorError::Invalid`] when it may still be in use.
     async fn forget_node(&self, node: &str) -> Result<(), AllocatorError>;
 
+    /// A GPU, by its UUID, is trusted again after a critical error: its slices are granted. Idempotent.
+    ///
+    /// # Errors
+    /// [`AllocatorError::Unknown`] when there is no such GPU.
+    async fn trust_gpu(&self, gpu: &str) -> Result<(), AllocatorError>;
+
     /// Returns when leases, waits or GPUs have changed since version `seen` (at once if they already have),
     /// with the version now. Begin with 0. Versions begin anew when the allocator restarts.
     ///

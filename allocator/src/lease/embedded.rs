@@ -170,7 +170,8 @@ impl Embedded {
             ledger: Ledger::new(settings.node, settings.lease)
                 .with(settings.policy.policy(settings.objective))
                 .queued_by(settings.queue)
-                .with_node_lease(node_lease),
+                .with_node_lease(node_lease)
+                .with_boot(crate::remote::boot()?),
             store,
             _lock: lock,
             node: node.map_err(|error| AllocatorError::Driver(error.to_string()))?,
@@ -298,6 +299,11 @@ impl Allocate for Embedded {
     async fn forget_node(&self, node: &str) -> Result<(), AllocatorError> {
         let node = node.to_owned();
         self.ask(|reply| Command::ForgetNode(node, reply)).await
+    }
+
+    async fn trust_gpu(&self, gpu: &str) -> Result<(), AllocatorError> {
+        let gpu = gpu.to_owned();
+        self.ask(|reply| Command::TrustGpu(gpu, reply)).await
     }
 
     async fn changed(&self, seen: u64) -> Result<u64, AllocatorError> {

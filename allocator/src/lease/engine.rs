@@ -67,6 +67,7 @@ pub(super) enum Command {
     Accounts(Reply<Vec<AccountState>>),
     Nodes(Reply<Vec<NodeInfo>>),
     ForgetNode(String, Reply<()>),
+    TrustGpu(String, Reply<()>),
 }
 
 /// An answer, to be given once everything is written down.
@@ -431,6 +432,10 @@ impl Engine {
             Command::Map(reply) => told(reply, |engine| Ok(engine.ledger.map())),
             Command::Nodes(reply) => told(reply, |engine| Ok(engine.ledger.node_infos())),
             Command::ForgetNode(node, reply) => match self.ledger.forget_node(&node) {
+                Ok(()) => answer(reply, |_| Ok(())),
+                Err(error) => refuse(reply, error),
+            },
+            Command::TrustGpu(gpu, reply) => match self.ledger.trust_gpu(&gpu) {
                 Ok(()) => answer(reply, |_| Ok(())),
                 Err(error) => refuse(reply, error),
             },

@@ -10,7 +10,7 @@ use super::{
     gpu::{Gpu, Key},
     line::steady,
     nodes::Machine,
-    record::{LeaseRow, Now, Purpose, Repartition, RequestRow, SliceRow, Status, Write},
+    record::{LeaseRow, Now, Purpose, QuarantineRow, Repartition, RequestRow, SliceRow, Status, Write},
     store::Loaded,
     usage,
 };
@@ -67,6 +67,10 @@ pub(super) struct Ledger {
     pub(super) nodes: BTreeMap<String, Machine>,
     /// How long a node's own lease lasts.
     pub(super) node_lease: Duration,
+    /// Changes with every start of our own machine.
+    pub(super) boot: String,
+    /// GPUs that are not to be trusted, by UUID.
+    pub(super) quarantine: BTreeMap<String, QuarantineRow>,
     pub(super) pool: Pool,
     pub(super) policy: Box<dyn Policy>,
     pub(super) effects: Effects,
@@ -162,6 +166,8 @@ impl Ledger {
             node,
             nodes,
             node_lease: crate::remote::LEASE,
+            boot: String::new(),
+            quarantine: BTreeMap::new(),
             period,
             waiting: BTreeMap::new(),
             leases: BTreeMap::new(),
@@ -211,6 +217,11 @@ impl Ledger {
         Self { node_lease, ..self }
     }
 
+    /// The same, on a machine that was started as `boot` says.
+    pub(super) fn with_boot(self, boot: String) -> Self {
+        Self { boot, ..self }
+    }
+
     /// Takes over what the database says, in place of what is remembered. Every lease has a full period from
     /// now. What is known of the GPUs, and changes that their threads are at, stay.
     pub(super) fn load(&mut self, mut loaded: Loaded, now: Now) {
@@ -232,6 +243,8 @@ impl Ledger {
         self.seq = self.seq.max(loaded.seq);
         self.repartition = self.repartition.max(loaded.repartition);
         self.load_nodes(std::mem::take(&mut loaded.nodes), now);
+        self.quarantine.clear();
+        self.load_quarantine(std::mem::take(&mut loaded.quarantine));
         for row in std::mem::take(&mut loaded.leases) {
             self.fence = self.fence.max(row.fence);
             self.deadlines.set(row.fence, now.steady + self.period);

@@ -58,8 +58,7 @@ impl Ledger {
                 }
             }
             Report::Xid { gpu, xid } => {
-                let index = self.gpu(&gpu).map(|gpu| gpu.index);
-                tracing::error!(node, gpu = index, uuid = gpu, xid, "a GPU reports a critical error; it is read anew");
+                self.fatal(node, &gpu, xid, now);
             }
         }
     }
@@ -119,7 +118,8 @@ impl Ledger {
         let Some(at) = self.gpus.iter().position(|gpu| gpu.uuid == uuid) else { return };
         let Some(gpu) = self.gpus.get(at) else { return };
         let Some(model) = self.pool.models().iter().position(|model| Arc::ptr_eq(model, &gpu.model)) else { return };
-        let space = gpu.space(model, self.held_on(uuid));
+        let mut space = gpu.space(model, self.held_on(uuid));
+        space.usable &= !self.quarantine.contains_key(uuid);
         self.pool.replace(at, space);
         self.pool.price(&self.policy);
     }
@@ -135,7 +135,9 @@ impl Ledger {
         }
         let spaces = self.gpus.iter().map(|gpu| {
             let model = models.iter().position(|model| Arc::ptr_eq(model, &gpu.model)).unwrap_or(usize::MAX);
-            gpu.space(model, self.held_on(&gpu.uuid))
+            let mut space = gpu.space(model, self.held_on(&gpu.uuid));
+            space.usable &= !self.quarantine.contains_key(&gpu.uuid);
+            space
         });
         let gpus = spaces.collect();
         let number = |gpu: &Gpu| self.nodes.get(&*gpu.node).map_or(u32::MAX, |node| node.number);

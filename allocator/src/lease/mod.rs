@@ -6,6 +6,7 @@
 //! * `ledger` — the state and its transitions: no I/O, the time as an argument.
 //! * `line` — who of those that wait is served; `shares` — whose limits and whose share a lease counts for.
 //! * `nodes` — the machines with GPUs: which answer, which are lost.
+//! * `quarantine` — GPUs that are not to be trusted.
 //! * `usage` — what a lease has used, day by day: pure.
 //! * `store` — SQL.
 
@@ -18,6 +19,7 @@ mod ledger;
 mod line;
 mod machine;
 mod nodes;
+mod quarantine;
 mod record;
 mod shares;
 mod store;

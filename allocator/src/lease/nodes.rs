@@ -166,6 +166,9 @@ impl Ledger {
                 _ => {}
             }
         }
+        if self.nodes.get(node).and_then(|known| known.row.as_ref()).is_some_and(|row| row.boot != *boot) {
+            self.trust_node(node);
+        }
         self.part(node, "its daemon connects anew", now);
         self.fence += 1;
         let (fence, until) = (self.fence, now.steady + self.grace());

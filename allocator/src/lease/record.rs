@@ -148,6 +148,18 @@ pub(super) struct NodeRow {
     pub(super) lost: bool,
 }
 
+/// A GPU on which nothing is granted any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct QuarantineRow {
+    /// UUID of the GPU.
+    pub(super) gpu: String,
+    pub(super) node: String,
+    /// The start of the machine since which it is so.
+    pub(super) boot: String,
+    pub(super) reason: String,
+    pub(super) at: Timestamp,
+}
+
 /// Something to be written down. A batch of them is one transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Write {
@@ -175,6 +187,10 @@ pub(super) enum Write {
     Begin { repartition: Repartition, at: Timestamp },
     /// A node joined, or is lost.
     Node(NodeRow),
+    /// A GPU is not to be trusted.
+    Quarantine(QuarantineRow),
+    /// It is again.
+    Trust { gpu: String },
     /// A node is forgotten.
     Forget { node: String },
     /// It has been, or could not be.

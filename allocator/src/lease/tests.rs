@@ -5,6 +5,7 @@ mod engine;
 mod ledger;
 mod line;
 mod nodes;
+mod quarantine;
 mod told;
 
 pub(super) use crash::Crash;

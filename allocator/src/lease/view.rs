@@ -61,7 +61,7 @@ impl Ledger {
             ))),
             Standing::Leased(fence) => Some(match self.leases.get(fence)? {
                 LeaseRow { status: Status::Over(reason), .. } => LeaseState::Ended { reason: reason.clone() },
-                lease => LeaseState::Granted(lease.to_api()),
+                lease => LeaseState::Granted(self.told(lease)),
             }),
         }
     }
@@ -86,7 +86,7 @@ impl Ledger {
     /// The lease of a workload.
     pub(super) fn lease(&self, workload: &str) -> Result<Lease, AllocatorError> {
         match self.known.get(workload) {
-            Some(Standing::Leased(fence)) => self.leases.get(fence).map(LeaseRow::to_api),
+            Some(Standing::Leased(fence)) => self.leases.get(fence).map(|lease| self.told(lease)),
             None if self.just_ended.contains_key(workload) => {
                 return Err(AllocatorError::Ended(workload.to_owned()));
             }
@@ -97,7 +97,7 @@ impl Ledger {
 
     /// Every lease that holds a slice, by workload.
     pub(super) fn all_leases(&self) -> Vec<Lease> {
-        let mut leases: Vec<Lease> = self.leases.values().map(LeaseRow::to_api).collect();
+        let mut leases: Vec<Lease> = self.leases.values().map(|lease| self.told(lease)).collect();
         leases.sort_by(|a, b| a.workload.cmp(&b.workload));
         leases
     }
@@ -263,7 +263,7 @@ impl Ledger {
             columns: if gpu.model.sliced { gpu.model.columns } else { 0 },
             slices,
             profiles: self.rooms(gpu),
-            fault: gpu.fault.as_ref().map(|fault| fault.reason.clone()),
+            fault: gpu.fault.as_ref().map(|fault| fault.reason.clone()).or_else(|| self.in_quarantine(&gpu.uuid)),
         }
     }
 
@@ -305,8 +305,9 @@ impl Ledger {
                 return vec![all];
             }
             let here = self.gpus.iter().filter(|gpu| *gpu.node == **name);
-            let known = here.filter_map(|gpu| Some((gpu.index, &gpu.fault.as_ref()?.reason)));
-            let unread = machine.unread.iter().map(|(index, unread)| (*index, &unread.doubt.reason));
+            let wrong = |gpu: &Gpu| gpu.fault.as_ref().map(|fault| fault.reason.clone());
+            let known = here.filter_map(|gpu| Some((gpu.index, wrong(gpu).or_else(|| self.in_quarantine(&gpu.uuid))?)));
+            let unread = machine.unread.iter().map(|(index, unread)| (*index, unread.doubt.reason.clone()));
             known.chain(unread).map(|(index, reason)| format!("{}: {reason}", self.place(name, index))).collect()
         };
         self.nodes.iter().flat_map(of).collect()
@@ -321,7 +322,7 @@ impl LeaseRow {
         expected.into_iter().chain(ending).min()
     }
 
-    fn to_api(&self) -> Lease {
+    pub(super) fn to_api(&self) -> Lease {
         let slice = |slice: &SliceRow| LeasedSlice {
             node: slice.node.clone(),
             gpu: slice.gpu.clone(),
@@ -347,6 +348,7 @@ impl LeaseRow {
             ending: self.ending.as_ref().map(ending),
             granted_at: self.granted_at,
             expires_at: self.expires_at,
+            trouble: None,
             over: match &self.status {
                 Status::Over(reason) => Some(reason.clone()),
                 Status::Active | Status::Expired => None,

@@ -1,6 +1,7 @@
 //! What NVML's calls mean for slices.
 
 use super::nvml::{ComputeInstance, GpuInstance, Library, is_same};
+use super::xid::DOUBLE_BIT;
 use super::{Device, Driver, DriverError, Event, Instance, Listed, Reading};
 use crate::geometry::{Model, Profile, ProfileName, Resources};
 use mlad::api::Placement;
@@ -227,7 +228,8 @@ impl Driver for NvmlDriver {
         for index in 0..nvml.device_count()? {
             // One that does not answer tells no events either; that it is lost is found by listing and reading.
             let Ok(device) = nvml.device_by_index(index) else { continue };
-            let wanted = EventTypes::CRITICAL_XID_ERROR | EventTypes::MIG_CONFIG_CHANGE;
+            let wanted =
+                EventTypes::CRITICAL_XID_ERROR | EventTypes::DOUBLE_BIT_ECC_ERROR | EventTypes::MIG_CONFIG_CHANGE;
             let (Ok(uuid), Ok(known)) = (device.uuid(), device.supported_event_types()) else { continue };
             if !known.intersects(wanted) {
                 continue;
@@ -258,6 +260,9 @@ impl Driver for NvmlDriver {
                             Event::Xid { gpu, xid: Some(xid) }
                         }
                         (true, _) => Event::Xid { gpu, xid: None },
+                        (false, _) if data.event_type.contains(EventTypes::DOUBLE_BIT_ECC_ERROR) => {
+                            Event::Xid { gpu, xid: Some(DOUBLE_BIT) }
+                        }
                         (false, _) => Event::Changed(gpu),
                     });
                 }

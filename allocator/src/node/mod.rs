@@ -10,9 +10,11 @@ mod nvml;
 mod supervisor;
 mod thread;
 mod worker;
+mod xid;
 
 pub use driver::NvmlDriver;
 pub use worker::{Change, Failure, Node, Order, Report, Stage};
+pub(crate) use xid::trouble;
 
 use crate::geometry::Model;
 use mlad::api::Placement;

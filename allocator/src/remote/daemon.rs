@@ -5,7 +5,7 @@ use super::{
     identity::{Credentials, is_node_name},
     lease_clock::LeaseClock,
     session::{End, session},
-    wire::{Hello, VERSION},
+    wire::{Hello, VERSION, is_identifier},
 };
 use crate::{
     AllocatorError, Gpus,
@@ -51,6 +51,22 @@ const REPORTS: usize = 256;
 /// How long the GPUs' threads may take to end.
 const THREADS: Duration = Duration::from_secs(3);
 
+/// What changes with every start of this machine.
+///
+/// # Errors
+/// [`AllocatorError::Settings`] when the kernel does not tell.
+pub(crate) fn boot() -> Result<String, AllocatorError> {
+    let file = "/proc/sys/kernel/random/boot_id";
+    let text = fs::read_to_string(file).map_err(|error| AllocatorError::Settings(format!("{file}: {error}")))?;
+    Ok(text.trim().to_owned())
+}
+
+/// What tells this machine from others; none where it has no such number: then every start makes it another.
+fn machine() -> Option<String> {
+    let texts = ["/etc/machine-id", "/sys/class/dmi/id/product_uuid"].map(fs::read_to_string);
+    texts.into_iter().flatten().map(|text| text.trim().to_owned()).find(|text| is_identifier(text))
+}
+
 /// The daemon of a machine with GPUs.
 pub struct Daemon {
     settings: DaemonSettings,
@@ -83,13 +99,8 @@ impl Daemon {
             Err(TryLockError::WouldBlock) => return Err(wrong(&file, &"another daemon runs; stop it first")),
             Err(TryLockError::Error(error)) => return Err(wrong(&file, &error)),
         }
-        let [machine, boot] = ["/etc/machine-id", "/proc/sys/kernel/random/boot_id"].map(Path::new);
-        let read = |path: &Path| match fs::read_to_string(path) {
-            Ok(text) if !text.trim().is_empty() => Ok(text.trim().to_owned()),
-            Ok(_) => Err(wrong(path, &"it is empty, and so this machine cannot be told from others")),
-            Err(error) => Err(wrong(path, &error)),
-        };
-        let (machine, boot) = (read(machine)?, read(boot)?);
+        let boot = boot()?;
+        let machine = machine().unwrap_or_else(|| boot.clone());
         let clock = LeaseClock::open(&settings.state, &boot).map_err(|error| wrong(&settings.state, &error))?;
         let (report, reports) = mpsc::channel(REPORTS);
         let library = match &settings.gpus {

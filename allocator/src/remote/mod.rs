@@ -24,6 +24,7 @@ mod session;
 mod wire;
 
 pub use certificates::{issue, make_authority};
+pub(crate) use daemon::boot;
 pub use daemon::{Daemon, DaemonSettings};
 pub use hub::NodeSettings;
 pub(crate) use hub::{Hub, NodeEvent, order, unwritten};

@@ -289,6 +289,14 @@ impl Allocate for HttpAllocator {
         self.call(Method::DELETE, &format!("/v1/nodes/{node}"), Bytes::new(), TAKE).await
     }
 
+    async fn trust_gpu(&self, gpu: &str) -> Result<(), AllocatorError> {
+        let fine = gpu.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        if !fine || gpu.is_empty() {
+            return Err(AllocatorError::Unknown(gpu.to_owned()));
+        }
+        self.call(Method::POST, &format!("/v1/gpus/{gpu}/trust"), Bytes::new(), TAKE).await
+    }
+
     async fn changed(&self, seen: u64) -> Result<u64, AllocatorError> {
         loop {
             let path = format!("/v1/changed?seen={seen}");

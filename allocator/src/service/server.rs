@@ -241,6 +241,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/map", get(map))
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{node}", delete(forget_node))
+        .route("/v1/gpus/{gpu}/trust", post(trust_gpu))
         .route("/v1/accounts", get(accounts).post(set_accounts).layer(DefaultBodyLimit::max(LONGEST_ACCOUNTS)))
         .layer(middleware::from_fn(bounded))
         .route("/v1/changed", get(changed))
@@ -369,6 +370,10 @@ async fn nodes(State(us): Us) -> Answer<Vec<mlad::api::NodeInfo>> {
 
 async fn forget_node(State(us): Us, Name(node): Name) -> Answer<()> {
     told(us.allocator.forget_node(&node).await)
+}
+
+async fn trust_gpu(State(us): Us, Name(gpu): Name) -> Answer<()> {
+    told(us.allocator.trust_gpu(&gpu).await)
 }
 
 async fn accounts(State(us): Us) -> Answer<Vec<AccountState>> {

@@ -122,6 +122,34 @@ async fn fault_of(allocator: &dyn Allocate, gpu: usize) -> Option<String> {
     allocator.map().await.unwrap().gpus[gpu].fault.clone()
 }
 
+/// A GPU with a fatal error is granted no more, over a restart too, until somebody says that it is well.
+pub(crate) async fn fatal_error(host: Host) {
+    let machine = Machine::new("A30-24GB", 2);
+    let running = host.start(&machine).await;
+    let lease = get(running.allocator(), "w-1-1", "2g.12gb").await;
+    let (sick, well) = (lease.slices[0].gpu.clone(), 1 - lease.slices[0].gpu_index);
+    let number = lease.slices[0].gpu_index as usize;
+    machine.change(|state| state.xid(lease.slices[0].gpu_index, 95, None).unwrap());
+    until(running.allocator(), async || fault_of(running.allocator(), number).await).await;
+    running.stop().await;
+    let running = host.start(&machine).await;
+    let allocator = running.allocator();
+    let told = fault_of(allocator, number).await.expect("it is in quarantine still");
+    assert!(told.contains("XID 95"), "{told}");
+    for workload in ["w-2-1", "w-3-1"] {
+        assert_eq!(get(allocator, workload, "2g.12gb").await.slices[0].gpu_index, well);
+    }
+    let leases = allocator.leases().await.unwrap();
+    let holder = leases.iter().find(|lease| lease.workload == "w-1-1").unwrap();
+    assert!(holder.trouble.is_some() && holder.over.is_none(), "{holder:?}");
+    allocator.request(&ask("w-4-1", "bob", "2g.12gb")).await.unwrap();
+    let told = waiting(allocator, "w-4-1").await.detail;
+    assert!(told.contains("quarantine"), "{told}");
+    allocator.trust_gpu(&sick).await.unwrap();
+    granted(allocator, "w-4-1").await;
+    running.stop().await;
+}
+
 /// An idle instance on which somebody else computes is not granted.
 pub(crate) async fn foreign_process(host: Host) {
     let machine = Machine::new("A30-24GB", 1);

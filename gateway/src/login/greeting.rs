@@ -76,6 +76,7 @@ mod tests {
             preemptible: false,
             expected_end: None,
             ending: None,
+            trouble: None,
             granted_at: Timestamp::UNIX_EPOCH,
             expires_at: Timestamp::UNIX_EPOCH,
             over: None,

@@ -7,10 +7,10 @@ use crate::{
     login::Terminal,
     runtime::RuntimeError,
     store::UserRecord,
-    workspace::Wish,
+    workspace::{Notice, Wish},
 };
 use async_trait::async_trait;
-use mlad::api::{Ending, ExitCode};
+use mlad::api::ExitCode;
 use std::any::Any;
 use tokio::{net::UnixStream, sync::watch};
 
@@ -51,8 +51,8 @@ pub trait Backend: Send + Sync + 'static {
 pub trait Place: Send + Sync {
     /// A new connection to its agent.
     async fn connect(&self) -> Result<UnixStream, RuntimeError>;
-    /// Notice that it is going to end, whenever that changes; what never has any says nothing.
-    fn notices(&self) -> watch::Receiver<Option<Ending>> {
+    /// What those in it should know, whenever that changes; what never has any says nothing.
+    fn notices(&self) -> watch::Receiver<Notice> {
         watch::Sender::default().subscribe()
     }
     /// Returns, with the reason in words, when it is over.

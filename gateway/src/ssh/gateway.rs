@@ -8,10 +8,10 @@ use crate::{
     login::{self, LoginEnd, Terminal},
     runtime::RuntimeError,
     store::{Store, StoreError, UserRecord},
-    workspace::{Attached, Wish, WorkspaceError, Workspaces},
+    workspace::{Attached, Notice, Wish, WorkspaceError, Workspaces},
 };
 use async_trait::async_trait;
-use mlad::api::{Ending, ExitCode, Identity};
+use mlad::api::{ExitCode, Identity};
 use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
@@ -145,7 +145,7 @@ impl Place for Attached {
         Attached::connect(self).await
     }
 
-    fn notices(&self) -> watch::Receiver<Option<Ending>> {
+    fn notices(&self) -> watch::Receiver<Notice> {
         Attached::notices(self)
     }
 

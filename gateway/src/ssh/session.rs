@@ -15,7 +15,10 @@ use super::{
     worker_session,
     workplace::OnTheWay,
 };
-use crate::{login::Terminal, workspace::Wish};
+use crate::{
+    login::Terminal,
+    workspace::{Notice, Wish},
+};
 use futures::FutureExt as _;
 use mlad::{
     api::{Ending, ExitCode, Need},
@@ -163,22 +166,17 @@ async fn run_in_workspace(
     }
 }
 
-/// Tells a terminal when its workspace is going to end; returns when nobody is there to be told.
-async fn tell_notices(outlet: &Outlet, mut notices: watch::Receiver<Option<Ending>>) -> Gone {
-    let mut told = false;
+/// Tells a terminal when its workspace is going to end, or its GPU is not well; returns when nobody is there to be told.
+async fn tell_notices(outlet: &Outlet, mut notices: watch::Receiver<Notice>) -> Gone {
+    let mut told = Notice::default();
     loop {
         let notice = notices.borrow_and_update().clone();
-        let line = match notice {
-            Some(ending) => Some(ending_line(&ending)),
-            None if told => Some("your workspace does not have to end after all".into()),
-            None => None,
-        };
-        if let Some(line) = line {
-            told = true;
+        for line in lines(&told, &notice) {
             if let Err(gone) = outlet.error(format!("\r\nmlad: {line}\r\n")).await {
                 return gone;
             }
         }
+        told = notice;
         if notices.changed().await.is_err() {
             // It has ended: the session hears of that from its agent.
             return std::future::pending().await;
@@ -186,8 +184,29 @@ async fn tell_notices(outlet: &Outlet, mut notices: watch::Receiver<Option<Endin
     }
 }
 
+/// What is new in a notice.
+fn lines(told: &Notice, now: &Notice) -> Vec<String> {
+    let mut lines = Vec::new();
+    if told.ending != now.ending {
+        let back = || "your workspace does not have to end after all".to_owned();
+        lines.push(now.ending.as_ref().map_or_else(back, ending_line));
+    }
+    if let Some(trouble) = now.trouble.as_ref().filter(|_| told.trouble != now.trouble) {
+        lines.push(format!(
+            "your GPU is not well: {}. What runs goes on, and may fail or compute wrongly; save your work and begin anew \
+             (`mlad workspace stop`, and log in again).",
+            plain(trouble)
+        ));
+    }
+    lines
+}
+
+fn plain(text: &str) -> String {
+    text.chars().filter(|letter| !letter.is_control()).collect()
+}
+
 fn ending_line(ending: &Ending) -> String {
-    let reason: String = ending.reason.chars().filter(|letter| !letter.is_control()).collect();
+    let reason = plain(&ending.reason);
     format!(
         "your workspace ends at {} UTC: {reason}. Save your work; your home stays, and the next login begins anew.",
         ending.at.strftime("%H:%M:%S")

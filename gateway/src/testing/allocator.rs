@@ -146,6 +146,10 @@ impl Allocate for FakeAllocator {
         Err(AllocatorError::Unknown(node.to_owned()))
     }
 
+    async fn trust_gpu(&self, gpu: &str) -> Result<(), AllocatorError> {
+        Err(AllocatorError::Unknown(gpu.to_owned()))
+    }
+
     async fn set_accounts(&self, accounts: &[Account]) -> Result<(), AllocatorError> {
         self.call(|world| {
             let mut inner = world.lock();

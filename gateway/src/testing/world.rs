@@ -375,6 +375,7 @@ impl Inner {
                 preemptible: request.preemptible,
                 expected_end: None,
                 ending: None,
+                trouble: None,
                 granted_at: now,
                 expires_at: now + LEASE,
                 over: None,

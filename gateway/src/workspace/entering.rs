@@ -2,10 +2,10 @@
 
 use super::{
     WorkspaceError,
-    live::{Joined, Presence, Seat, Step},
+    live::{Joined, Notice, Presence, Seat, Step},
 };
 use crate::runtime::{Runtime, RuntimeError};
-use mlad::api::{Ending, Wait, Workspace};
+use mlad::api::{Wait, Workspace};
 use std::sync::Arc;
 use tokio::{net::UnixStream, sync::watch};
 
@@ -136,8 +136,8 @@ impl Attached {
         self.last_end.as_deref()
     }
 
-    /// Notice that the workspace is going to end, whenever that changes.
-    pub fn notices(&self) -> watch::Receiver<Option<Ending>> {
+    /// What those in the workspace should know of its lease, whenever that changes.
+    pub fn notices(&self) -> watch::Receiver<Notice> {
         self.presence.instance.notice.subscribe()
     }
 

@@ -53,17 +53,30 @@ pub(super) struct Instance {
     pub(super) workload: String,
     /// The reason of its end, once it is decided.
     pub(super) ended: watch::Sender<Option<String>>,
-    /// What those in it should know of an end that is to come.
-    pub(super) notice: watch::Sender<Option<Ending>>,
+    /// What those in it should know.
+    pub(super) notice: watch::Sender<Notice>,
+}
+
+/// What those in a workspace should know of its lease.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Notice {
+    /// It is going to end.
+    pub ending: Option<Ending>,
+    /// Something is wrong with a GPU of it.
+    pub trouble: Option<String>,
+}
+
+impl From<&Lease> for Notice {
+    fn from(lease: &Lease) -> Self {
+        Self { ending: lease.ending.clone(), trouble: lease.trouble.clone() }
+    }
 }
 
 impl Instance {
-    fn give_notice(&self, ending: Option<&Ending>) {
+    fn give_notice(&self, notice: Notice) {
         self.notice.send_if_modified(|known| {
-            let other = known.as_ref() != ending;
-            if other {
-                *known = ending.cloned();
-            }
+            let other = *known != notice;
+            *known = notice;
             other
         });
     }
@@ -338,7 +351,7 @@ impl Live {
     pub(super) fn set_lease(&self, lease: Lease) {
         let mut shared = self.lock();
         if let Some(running) = &shared.running {
-            running.instance.give_notice(lease.ending.as_ref());
+            running.instance.give_notice(Notice::from(&lease));
         }
         shared.lease = Some(lease);
     }
@@ -346,7 +359,7 @@ impl Live {
     /// It runs: those who waited are connected. Returns the instance.
     pub(super) fn ready(&self) -> Arc<Instance> {
         let mut shared = self.lock();
-        let notice = watch::Sender::new(shared.lease.as_ref().and_then(|lease| lease.ending.clone()));
+        let notice = watch::Sender::new(shared.lease.as_ref().map(Notice::from).unwrap_or_default());
         let instance =
             Arc::new(Instance { workload: shared.record.workload(), ended: watch::Sender::new(None), notice });
         let round = shared.round.take();

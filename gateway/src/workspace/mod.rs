@@ -24,6 +24,7 @@ pub(crate) mod tests;
 pub use clock::{Clock, SystemClock};
 pub use entering::{Attached, Entering, Progress};
 pub use error::WorkspaceError;
+pub use live::Notice;
 pub use spec::slice_environment;
 pub use state::{Life, State, TransitionError, parse_workload_name, workload_name};
 

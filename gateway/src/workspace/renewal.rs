@@ -58,6 +58,7 @@ mod tests {
             preemptible: false,
             expected_end: None,
             ending: None,
+            trouble: None,
             granted_at: Timestamp::UNIX_EPOCH,
             expires_at: at(expires),
             over: None,

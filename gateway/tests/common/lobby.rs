@@ -155,6 +155,7 @@ impl Allocate for House {
             preemptible: false,
             expected_end: None,
             ending: None,
+            trouble: None,
             granted_at: Timestamp::now(),
             expires_at: Timestamp::now() + 1.hour(),
             over: None,
@@ -197,6 +198,10 @@ impl Allocate for House {
 
     async fn forget_node(&self, node: &str) -> Result<(), AllocatorError> {
         Err(AllocatorError::Unknown(node.to_owned()))
+    }
+
+    async fn trust_gpu(&self, gpu: &str) -> Result<(), AllocatorError> {
+        Err(AllocatorError::Unknown(gpu.to_owned()))
     }
 
     async fn set_accounts(&self, _: &[mlad_allocator::Account]) -> Result<(), AllocatorError> {

@@ -281,6 +281,9 @@ pub struct Lease {
     /// Notice that it is going to end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ending: Option<Ending>,
+    /// What is wrong with a GPU of it, if something is: it goes on, and may fail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
     /// When it was granted.
     pub granted_at: Timestamp,
     /// When it ends if it is not renewed.

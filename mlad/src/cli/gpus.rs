@@ -28,6 +28,11 @@ pub(super) async fn who(client: &Client, output: &Output) -> Outcome {
         let rows = who.leases.iter().map(|lease| lease_row(lease, now)).collect();
         let head = ["USER", "WORKLOAD", "SLICE", "MEMORY", "NODE", "GPU", "HELD", "UUID"];
         let mut text = output::table(head, rows, "nobody holds a slice");
+        for lease in &who.leases {
+            if let Some(trouble) = &lease.trouble {
+                text += &format!("{}: not well: {}\n", lease.workload, plain(trouble));
+            }
+        }
         if !who.waits.is_empty() {
             let rows = who.waits.iter().map(|wait| wait_row(wait, now)).collect();
             text += "\n";

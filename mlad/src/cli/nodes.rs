@@ -14,6 +14,11 @@ pub(super) enum NodeCommand {
     /// List them.
     #[command(visible_alias = "list")]
     Ls,
+    /// Grant slices of a GPU again that is in quarantine after a critical error (a restart of its machine does so, too).
+    Trust {
+        /// The GPU's UUID, as `mlad gpu --json` shows it.
+        gpu: String,
+    },
     /// Forget one that is lost and that nothing is held of any more; its daemon may join again.
     #[command(visible_alias = "remove")]
     Rm {
@@ -30,6 +35,10 @@ pub(super) async fn run(client: &Client, output: &Output, command: NodeCommand) 
                 let rows = list.nodes.iter().map(|node| row(node, now)).collect();
                 output::table(["NODE", "STATE", "FOR", "GPUS", "LEASES", "DETAIL"], rows, "no machine has GPUs")
             })
+        }
+        NodeCommand::Trust { gpu } => {
+            client.trust_gpu(&gpu).await?;
+            output.done("gpu.trust", &gpu, "trusts the GPU again:")
         }
         NodeCommand::Rm { name } => {
             client.forget_node(&name).await?;

@@ -295,6 +295,11 @@ impl Client {
         self.delete(&format!("/v1/admin/nodes/{}", escape(name))).await
     }
 
+    /// Takes a GPU out of quarantine.
+    pub async fn trust_gpu(&self, uuid: &str) -> Result<(), ClientError> {
+        self.act(&format!("/v1/admin/gpus/{}/trust", escape(uuid))).await
+    }
+
     /// Every project.
     pub async fn all_projects(&self) -> Result<ProjectList, ClientError> {
         self.get("/v1/admin/projects").await

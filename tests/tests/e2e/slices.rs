@@ -1,6 +1,6 @@
 //! Rows C2–C4, C7: slices among many people. Cases 2 and 3 of the first issue.
 
-use mlad_tests::{Outcome, Person, RunningClient, Site, eventually, eventually_some};
+use mlad_tests::{Lines, Outcome, Person, RunningClient, Site, eventually, eventually_some};
 use std::{
     collections::BTreeMap,
     io::{BufRead as _, BufReader},
@@ -176,4 +176,30 @@ fn impossible_needs_are_refused_at_once_with_what_would_fit() {
     assert!(by_memory.stderr.is_empty());
     let who = site.mlad_json(&["who"]);
     assert_eq!(who["leases"][0]["profile"], "1g.10gb", "the smallest with that much");
+}
+
+#[test]
+fn whoever_works_on_a_gpu_that_fails_is_told_and_nobody_gets_it_next() {
+    let machine = "[[gpu]]\nmodel = \"A100-40GB\"\ncount = 1\nmig = true\n";
+    let site = Site::builder().machine(machine).start();
+    let (alice, bob) = (site.person("alice"), site.person("bob"));
+    let mut client = alice.start(&["-tt"], &["echo in; sleep 1000"]);
+    client.lines().find(LONG, |line| line.contains("in").then_some(()));
+    let told = Lines::of(client.child.stderr.take().unwrap());
+    site.nvml_sim(&["xid", "0", "95"]).success();
+    told.find(LONG, |line| (line.contains("your GPU is not well") && line.contains("XID 95")).then_some(()));
+    let gpus = site.mlad_json(&["gpu"]);
+    assert!(gpus["gpus"][0]["fault"].as_str().is_some_and(|fault| fault.contains("quarantine")), "{gpus}");
+    assert!(site.mlad(&["who"]).success().text().contains("not well"));
+
+    let mut waits = bob.start(&[], &["echo $NVIDIA_VISIBLE_DEVICES"]);
+    eventually("bob waits", LONG, || {
+        let who = site.mlad_json(&["who"]);
+        who["waits"].as_array().unwrap().iter().any(|wait| wait["detail"].as_str().unwrap().contains("quarantine"))
+    });
+    let uuid = gpus["gpus"][0]["uuid"].as_str().unwrap();
+    site.admin(&["node", "trust", uuid]).success();
+    let his = waits.lines();
+    assert!(his.next(LONG).starts_with("MIG-"));
+    assert_eq!(waits.ends(LONG), Some(0));
 }

@@ -12,7 +12,7 @@ mod write;
 
 pub use records::read_records;
 
-use super::record::{LeaseRow, NodeRow, Repartition, RequestRow, UsedRow, Write};
+use super::record::{LeaseRow, NodeRow, QuarantineRow, Repartition, RequestRow, UsedRow, Write};
 use crate::{Account, AllocatorError};
 use jiff::Timestamp;
 use sqlx::{
@@ -50,6 +50,8 @@ pub(super) struct Loaded {
     pub(super) used: Vec<UsedRow>,
     /// What administrators want of users and projects.
     pub(super) accounts: Vec<Account>,
+    /// GPUs that are not to be trusted.
+    pub(super) quarantine: Vec<QuarantineRow>,
     /// The nodes that have daemons.
     pub(super) nodes: Vec<NodeRow>,
     /// The greatest numbers given so far.

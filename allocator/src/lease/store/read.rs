@@ -4,7 +4,9 @@ use super::{Loaded, Store, USED_DAYS, USER, moment, narrow, unsigned};
 use crate::{
     Account, AccountName, AllocatorError, Limits,
     geometry::Share,
-    lease::record::{Ending, LeaseRow, NodeRow, Purpose, Repartition, RequestRow, SliceRow, Status, UsedRow},
+    lease::record::{
+        Ending, LeaseRow, NodeRow, Purpose, QuarantineRow, Repartition, RequestRow, SliceRow, Status, UsedRow,
+    },
     lease::usage::day_of,
     node::Change,
 };
@@ -46,6 +48,9 @@ impl Store {
         }
         for row in sqlx::query("SELECT * FROM account").fetch_all(&self.pool).await? {
             loaded.accounts.push(account(&row)?);
+        }
+        for row in sqlx::query("SELECT * FROM quarantine").fetch_all(&self.pool).await? {
+            loaded.quarantine.push(quarantine(&row)?);
         }
         for row in sqlx::query("SELECT * FROM node ORDER BY name").fetch_all(&self.pool).await? {
             loaded.nodes.push(node(&row)?);
@@ -154,6 +159,16 @@ pub(super) fn used_row(row: &SqliteRow) -> Result<UsedRow, AllocatorError> {
         memory_us: number("memory_us")?,
         gpu_us: number("gpu_us")?,
         leases: number("leases")?,
+    })
+}
+
+fn quarantine(row: &SqliteRow) -> Result<QuarantineRow, AllocatorError> {
+    Ok(QuarantineRow {
+        gpu: row.try_get("gpu")?,
+        node: row.try_get("node")?,
+        boot: row.try_get("boot")?,
+        reason: row.try_get("reason")?,
+        at: time(row, "at")?,
     })
 }
 

@@ -122,6 +122,17 @@ pub(super) async fn apply(transaction: &mut Transaction<'_, Sqlite>, write: &Wri
         .bind(signed(row.fence))
         .bind(row.at.as_microsecond())
         .bind(i64::from(row.lost)),
+        Write::Quarantine(row) => sqlx::query(
+            "INSERT INTO quarantine (gpu, node, boot, reason, at) VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (gpu) DO UPDATE SET node = excluded.node, boot = excluded.boot, reason = excluded.reason,
+             at = excluded.at",
+        )
+        .bind(&row.gpu)
+        .bind(&row.node)
+        .bind(&row.boot)
+        .bind(&row.reason)
+        .bind(row.at.as_microsecond()),
+        Write::Trust { gpu } => sqlx::query("DELETE FROM quarantine WHERE gpu = $1").bind(gpu),
         Write::Forget { node } => sqlx::query("DELETE FROM node WHERE name = $1").bind(node),
         Write::Finish { id } => sqlx::query("DELETE FROM repartition WHERE id = $1").bind(signed(*id)),
     };

@@ -33,17 +33,17 @@ async fn who_is_inside_is_told_when_it_has_to_end_and_when_it_has_not() {
     let bench = Bench::new(1).await;
     let attached = bench.attach("alice").await;
     let mut notices = attached.notices();
-    assert_eq!(*notices.borrow_and_update(), None);
+    assert_eq!(notices.borrow_and_update().ending, None);
     let at = bench.world.clock().now() + Duration::from_secs(60);
     bench.world.notice("w-1-1", Some(at));
     notices.changed().await.unwrap();
-    assert_eq!(notices.borrow_and_update().as_ref().map(|ending| ending.at), Some(at));
+    assert_eq!(notices.borrow_and_update().ending.as_ref().map(|ending| ending.at), Some(at));
     // Who comes now is told as well, and it is shown.
     let late = bench.attach("alice").await;
-    assert!(late.notices().borrow().is_some());
+    assert!(late.notices().borrow().ending.is_some());
     assert!(bench.get("alice").await.lease.unwrap().ending.is_some());
     bench.world.notice("w-1-1", None);
-    notices.wait_for(Option::is_none).await.unwrap();
+    notices.wait_for(|notice| notice.ending.is_none()).await.unwrap();
     bench.world.revoke("w-1-1", "its GPU time is used up");
     assert_eq!(attached.ended().await, "its lease is over: its GPU time is used up");
     // Who comes next is told; who stops it themselves knows.

@@ -305,6 +305,10 @@ impl Allocate for View {
         Err(AllocatorError::Unknown(node.to_owned()))
     }
 
+    async fn trust_gpu(&self, gpu: &str) -> Result<(), AllocatorError> {
+        Err(AllocatorError::Unknown(gpu.to_owned()))
+    }
+
     async fn set_accounts(&self, _: &[mlad_allocator::Account]) -> Result<(), AllocatorError> {
         Ok(())
     }

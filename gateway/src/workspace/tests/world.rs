@@ -249,6 +249,7 @@ impl State {
                 preemptible: false,
                 expected_end: None,
                 ending: None,
+                trouble: None,
                 granted_at: now,
                 expires_at: later(now, Duration::from_secs(LEASE_SECONDS)),
                 over: None,
