@@ -24,7 +24,7 @@ use tokio::{
 /// Far more than anything here takes.
 const BOUND: Duration = Duration::from_secs(120);
 /// Seconds a node's lease lasts here.
-const LEASE: &str = "5";
+const LEASE: &str = "8";
 
 /// An authority, and the allocator that hears nodes.
 struct Center {
@@ -111,7 +111,11 @@ impl Center {
     async fn is(&self, node: &str, state: NodeState) {
         until(&self.client, async || {
             let nodes = self.client.nodes().await.unwrap();
-            nodes.iter().any(|known| known.name == node && known.state == state && known.gpus == 1).then_some(())
+            let is = nodes.iter().any(|known| known.name == node && known.state == state && known.gpus == 1);
+            // One that is ready has been read, too.
+            let gpus = self.client.map().await.unwrap().gpus;
+            let read = gpus.iter().any(|gpu| gpu.node == node && gpu.fault.is_none());
+            (is && (read || state != NodeState::Ready)).then_some(())
         })
         .await;
     }
@@ -314,9 +318,9 @@ fn ip(words: &str) {
     assert!(Command::new("ip").args(words.split(' ')).status().unwrap().success(), "ip {words}");
 }
 
-/// A stretch of the way to the allocator on which everything takes a second, each way.
+/// A stretch of the way to the allocator on which everything takes its time, each way.
 async fn slow_stretch(from: &str, to: &str) -> String {
-    const DELAY: Duration = Duration::from_secs(1);
+    const DELAY: Duration = Duration::from_millis(400);
     async fn one_way(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
         let (sender, mut pieces) = tokio::sync::mpsc::channel::<(Instant, Vec<u8>)>(1024);
         let reading = async {
