@@ -311,6 +311,17 @@ impl IpNetwork {
     pub fn is_ipv4(&self) -> bool {
         self.address.is_ipv4()
     }
+
+    /// Whether an address is in it.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let (differing, length) = match (self.address, address) {
+            (IpAddr::V4(network), IpAddr::V4(address)) => (u128::from(network.to_bits() ^ address.to_bits()), 32),
+            (IpAddr::V6(network), IpAddr::V6(address)) => (network.to_bits() ^ address.to_bits(), 128),
+            _ => return false,
+        };
+        // Of a prefix of no bits nothing is left to differ.
+        differing.checked_shr(length - u32::from(self.prefix)).unwrap_or(0) == 0
+    }
 }
 
 impl std::fmt::Display for IpNetwork {

@@ -12,9 +12,11 @@
 mod account;
 mod admin;
 mod artifacts;
+mod authorities;
 mod caller;
 mod control;
 mod failure;
+mod forwarding;
 mod jobs;
 mod listener;
 mod nodes;

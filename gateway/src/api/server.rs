@@ -1,7 +1,8 @@
 //! HTTP over one connection: the routes, and what holds for all of them.
 
 use super::{
-    ApiState, Rooms, account, admin, artifacts, failure::Failure, jobs, nodes, openapi, projects, view, workspaces,
+    ApiState, Rooms, account, admin, artifacts, authorities, failure::Failure, forwarding, jobs, nodes, openapi,
+    projects, view, workspaces,
 };
 use axum::{
     Router,
@@ -71,6 +72,8 @@ pub(super) fn described() -> OpenApiRouter<Rooms> {
         .merge(account::routes())
         .merge(projects::routes())
         .merge(admin::routes())
+        .merge(authorities::routes())
+        .merge(forwarding::routes())
         .merge(nodes::routes())
 }
 

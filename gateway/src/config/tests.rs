@@ -122,3 +122,23 @@ fn networks_are_read_strictly() {
         assert!(bad.parse::<IpNetwork>().is_err(), "{bad}");
     }
 }
+
+#[test]
+fn a_network_has_its_addresses() {
+    for (network, address, inside) in [
+        ("10.0.0.0/8", "10.255.0.1", true),
+        ("10.0.0.0/8", "11.0.0.0", false),
+        ("192.168.1.7/32", "192.168.1.7", true),
+        ("192.168.1.7/32", "192.168.1.6", false),
+        ("0.0.0.0/0", "255.1.2.3", true),
+        ("0.0.0.0/0", "::1", false),
+        ("::/0", "2001:db8::1", true),
+        ("::/0", "10.0.0.1", false),
+        ("2001:db8::/56", "2001:db8:0:ff::1", true),
+        ("2001:db8::/56", "2001:db8:0:100::1", false),
+        ("fe80::1/128", "fe80::1", true),
+    ] {
+        let network: IpNetwork = network.parse().unwrap();
+        assert_eq!(network.contains(address.parse().unwrap()), inside, "{network} {address}");
+    }
+}

@@ -1,6 +1,6 @@
 //! What the transport offers: which algorithms, to which client, with which timers.
 
-use super::flow;
+use super::{flow, host_keys::HostIdentity};
 use crate::config;
 use russh::{
     MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex,
@@ -58,8 +58,12 @@ pub(super) struct Transport {
 }
 
 impl Transport {
-    pub(super) fn new(settings: &config::Ssh, keys: &[PrivateKey]) -> Self {
-        let with = |ciphers| Arc::new(server_config(settings, keys.to_vec(), ciphers));
+    pub(super) fn new(settings: &config::Ssh, identity: &HostIdentity) -> Self {
+        let with = |ciphers| {
+            let mut config = server_config(settings, identity.keys.clone(), ciphers);
+            config.certificates = identity.certificates.clone();
+            Arc::new(config)
+        };
         Self { everybody: with(CIPHERS), fast: with(FAST_CIPHERS) }
     }
 

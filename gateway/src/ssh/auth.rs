@@ -1,4 +1,4 @@
-//! Who is calling: a key says it; a key nobody knows says it with a one-time code.
+//! Who is calling: a key says it, or a certificate; a key nobody knows says it with a one-time code.
 //!
 //! # Enrolment
 //! A client offers its keys one after the other, and a key nobody knows must not stand in the way of the next.
@@ -12,11 +12,18 @@
 //! (Partial success after the code, and a key after that, would need no such thing; but OpenSSH's client
 //! gives public keys up for good once it has offered them all.)
 //!
+//! # Certificates
+//! Of a certificate only the key it certifies is seen when it is offered, so while there is an authority every key
+//! is asked to sign. Which user a certificate is its principals say: the one that is the login name, or, where that is
+//! everybody's, the only one that is a user.
+//!
 //! A key that is known but not let in (another's login name, a disabled user, expired) is refused after it has signed,
 //! too; the prompt then says why, since it is talking to the key's owner.
 
 use super::{
+    certificate::{CertificateError, Certified, examine, shown},
     connection::Server,
+    grant::Grant,
     key::{KeyError, check_key, fingerprint, is_signature_taken, key_to_add},
     limits::UserConnection,
 };
@@ -25,12 +32,13 @@ use crate::{
     store::{KeyToAdd, StoreError, UserRecord},
 };
 use jiff::Timestamp;
+use mlad::api::Forwarding;
 use russh::{
     MethodKind, MethodSet,
-    keys::PublicKey,
+    keys::{Certificate, PublicKey},
     server::{Auth, PublicKeyOffer},
 };
-use std::{borrow::Cow, net::SocketAddr, sync::Arc};
+use std::{borrow::Cow, fmt, net::SocketAddr, sync::Arc};
 
 /// Keys one connection may offer.
 pub(super) const MAX_OFFERS: usize = 32;
@@ -43,10 +51,32 @@ pub(super) struct Login {
     pub(super) user: UserRecord,
     /// The workspace the login name means.
     pub(super) workspace: String,
-    /// The key that let them in.
-    pub(super) fingerprint: String,
+    /// What let them in.
+    pub(super) credential: Credential,
+    /// What that allows.
+    pub(super) grant: Grant,
+    /// What they and their projects may forward.
+    pub(super) policy: Forwarding,
     /// Counts among the user's connections.
     pub(super) slot: UserConnection,
+}
+
+/// What lets somebody in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Credential {
+    /// A key of theirs, by its fingerprint.
+    Key(String),
+    /// A certificate of an authority that is trusted for them.
+    Certificate(Box<Certified>),
+}
+
+impl fmt::Display for Credential {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(fingerprint) => formatter.write_str(fingerprint),
+            Self::Certificate(certified) => certified.fmt(formatter),
+        }
+    }
 }
 
 /// One connection on its way to a login.
@@ -91,6 +121,12 @@ impl From<KeyError> for Refusal {
     }
 }
 
+impl From<CertificateError> for Refusal {
+    fn from(error: CertificateError) -> Self {
+        Self(error.to_string())
+    }
+}
+
 impl Authentication {
     pub(super) fn new(server: Arc<Server>, peer: SocketAddr) -> Self {
         Self { server, peer, offers: 0, unknown: None, candidate: None, wrong_codes: 0, notice: None, login: None }
@@ -126,6 +162,17 @@ impl Authentication {
         }
     }
 
+    /// A key that was certified has signed: whether its certificate is let in.
+    pub(super) async fn certified(&mut self, login_name: &str, certificate: &Certificate) -> Auth {
+        match self.admit_certificate(login_name, certificate).await {
+            Ok(login) => {
+                self.login = Some(login);
+                Auth::Accept
+            }
+            Err(refusal) => self.refuse(refusal),
+        }
+    }
+
     /// The prompt for a code (no `response` yet), or what was typed there; none if nothing was asked.
     pub(super) async fn prompted(&mut self, login_name: &str, response: Option<Option<String>>) -> Auth {
         if self.wrong_codes >= self.server.config.ssh.max_tries {
@@ -157,7 +204,9 @@ impl Authentication {
         }
         check_key(offer.public_key)?;
         self.unknown.get_or_insert(name);
-        Ok(self.candidate.is_none() && self.server.store.has_open_invites().await?)
+        let store = &self.server.store;
+        // Of a certificate only its key is seen here.
+        Ok(store.has_authorities().await? || (self.candidate.is_none() && store.has_open_invites().await?))
     }
 
     /// None if nobody knows the key: it may become somebody's.
@@ -165,13 +214,65 @@ impl Authentication {
         let name = fingerprint(key);
         match self.server.store.user_by_key(&name).await? {
             Some(known) if known.has_expired(Timestamp::now()) => Err(Refusal(expired(&name))),
-            Some(known) => self.admit(login_name, known.user, name).await.map(Some),
+            Some(known) => {
+                self.admit(login_name, known.user, Credential::Key(name), Grant::everything()).await.map(Some)
+            }
             None => {
                 let key = key_to_add(key)?;
-                self.candidate.get_or_insert(Candidate { login_name: login_name.into(), key });
+                if self.server.store.has_open_invites().await? {
+                    self.candidate.get_or_insert(Candidate { login_name: login_name.into(), key });
+                }
                 Ok(None)
             }
         }
+    }
+
+    async fn admit_certificate(&self, login_name: &str, certificate: &Certificate) -> Result<Login, Refusal> {
+        let certified = examine(certificate, self.peer.ip(), Timestamp::now())?;
+        let store = &self.server.store;
+        let authority = &certified.name.authority;
+        if !store.is_authority(authority).await? {
+            return Err(Refusal(format!(
+                "your certificate is signed by {authority}, which is no authority here; ask an administrator"
+            )));
+        }
+        if store.is_revoked(&certified.name).await? {
+            return Err(Refusal(revoked(&certified)));
+        }
+        let user = self.user_of(login_name, &certified).await?;
+        let grant = certified.grant.clone();
+        self.admit(login_name, user, Credential::Certificate(Box::new(certified)), grant).await
+    }
+
+    /// The one user that a certificate is, of those its authority may let in: the login name says which, or there
+    /// is only one.
+    async fn user_of(&self, login_name: &str, certified: &Certified) -> Result<UserRecord, Refusal> {
+        let (store, shared) = (&self.server.store, &self.server.config.ssh.shared_login);
+        let login = parse_login(login_name, shared).map_err(|error| Refusal(error.to_string()))?;
+        let mut users = Vec::new();
+        for principal in &certified.principals {
+            if login.user.as_ref().is_some_and(|wanted| wanted != principal) {
+                continue;
+            }
+            match store.user_by_name(principal).await {
+                Ok(user) if store.is_trusted(&certified.name.authority, user.id).await? => users.push(user),
+                Ok(_) | Err(StoreError::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if users.len() > 1 {
+            let names: Vec<_> = users.iter().map(|user| user.name.as_str()).collect();
+            let names = names.join(", ");
+            return Err(Refusal(format!(
+                "your certificate is for {names}: log in as the one you mean, not as {shared}"
+            )));
+        }
+        users.pop().ok_or_else(|| {
+            let named: Vec<_> = certified.principals.iter().map(|principal| shown(principal)).collect();
+            let wanted = login.user.map(|user| format!(" and {user}")).unwrap_or_default();
+            let named = named.join(", ");
+            Refusal(format!("your certificate is for {named}: no user whom its authority may let in{wanted}"))
+        })
     }
 
     async fn admit_code(&mut self, login_name: &str, code: &str) -> Result<Login, Refusal> {
@@ -193,17 +294,25 @@ impl Authentication {
         let user = store.redeem_invite(code, &key).await?.ok_or_else(|| Refusal(wrong.into()))?;
         store.audit(&user.name, "key.enrol", &key.fingerprint, Some(&peer)).await?;
         tracing::info!(user = user.name, fingerprint = key.fingerprint, peer, "enrolled a key");
-        self.admit(login_name, user, key.fingerprint).await
+        self.admit(login_name, user, Credential::Key(key.fingerprint), Grant::everything()).await
     }
 
-    async fn admit(&self, login_name: &str, user: UserRecord, fingerprint: String) -> Result<Login, Refusal> {
+    async fn admit(
+        &self,
+        login_name: &str,
+        user: UserRecord,
+        credential: Credential,
+        grant: Grant,
+    ) -> Result<Login, Refusal> {
         let LoginName { workspace, .. } = self.check_user(&user, login_name)?;
+        let policy = self.server.store.forwarding_of(user.id).await?;
         let limit = self.server.config.ssh.max_connections_per_user;
         let slot = self.server.users.add(user.id, limit).ok_or_else(|| {
             Refusal(format!("you have {limit} connections open, which is the limit; close some of them first"))
         })?;
-        self.server.store.audit(&user.name, "login", &self.peer.to_string(), Some(&fingerprint)).await?;
-        Ok(Login { user, workspace, fingerprint, slot })
+        let detail = credential.to_string();
+        self.server.store.audit(&user.name, "login", &self.peer.to_string(), Some(&detail)).await?;
+        Ok(Login { user, workspace, credential, grant, policy, slot })
     }
 
     /// Whether this user may log in under this name.
@@ -256,6 +365,11 @@ impl Authentication {
         let instructions = notice.into_iter().chain(text).collect::<Vec<_>>().join("\n").into();
         Auth::Partial { name: "".into(), instructions, prompts: Cow::Borrowed(prompts) }
     }
+}
+
+/// What is said of a certificate that was revoked.
+pub(super) fn revoked(certified: &Certified) -> String {
+    format!("the {certified} was revoked; ask for another")
 }
 
 /// What is said of a key that lets nobody in any more.

@@ -17,6 +17,7 @@ use super::{
 use mlad::channel::{Open, PtySize};
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, Pty, Sig,
+    keys::Certificate,
     server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey},
 };
 use std::{collections::HashMap, sync::Arc};
@@ -29,6 +30,9 @@ const MAX_COMMAND: usize = 200 * 1024;
 const MAX_NAME: usize = 4096;
 /// Longest name of a signal, in bytes.
 const MAX_SIGNAL: usize = 32;
+
+/// Why a channel is not opened (RFC 4254 section 5.1).
+const ADMINISTRATIVELY_PROHIBITED: u32 = 1;
 
 /// The callbacks.
 pub(super) struct Callbacks {
@@ -100,6 +104,11 @@ impl Callbacks {
         open: Open,
     ) -> Result<(), russh::Error> {
         let id = channel.id();
+        if !self.client()?.forwarding().local {
+            tracing::info!(parent: &self.span, "refused to forward a connection: this login may not");
+            reply.reject(not_allowed()).await;
+            return Ok(());
+        }
         let Some(admitted) = self.admit(id, Kind::Forwarded)? else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
@@ -112,7 +121,10 @@ impl Callbacks {
     /// Answers yes and starts it: a yes that comes after a window change is lost on the client.
     fn start(&mut self, id: ChannelId, start: Start, session: &mut Session) -> Result<(), russh::Error> {
         let client = Arc::clone(self.client()?);
-        let Some((setup, outlet)) = self.setups.remove(&id) else {
+        let Some((mut setup, outlet)) = self.setups.remove(&id) else {
+            return session.channel_failure(id);
+        };
+        let Some(start) = client.grant.start(&mut setup, start) else {
             return session.channel_failure(id);
         };
         session.channel_success(id)?;
@@ -158,6 +170,10 @@ impl Handler for Callbacks {
         Ok(self.authentication.proven(user, key.public_key).await)
     }
 
+    async fn auth_openssh_certificate(&mut self, user: &str, certificate: &Certificate) -> Result<Auth, russh::Error> {
+        Ok(self.authentication.certified(user, certificate).await)
+    }
+
     async fn auth_keyboard_interactive<'a>(
         &'a mut self,
         user: &str,
@@ -170,7 +186,7 @@ impl Handler for Callbacks {
 
     async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), russh::Error> {
         let login = self.authentication.take_login().ok_or(russh::Error::NotAuthenticated)?;
-        tracing::info!(parent: &self.span, user = login.user.name, key = login.fingerprint, "logged in");
+        tracing::info!(parent: &self.span, user = login.user.name, key = %login.credential, "logged in");
         let client = self.server.admit(login, session.handle(), self.ends, self.span.clone());
         if let Some(arrival) = self.arrival.take() {
             _ = arrival.send(Arc::clone(&client));
@@ -290,7 +306,9 @@ impl Handler for Callbacks {
         session: &mut Session,
     ) -> Result<(), russh::Error> {
         let size = PtySize { columns, rows, width, height };
-        let taken = self.setups.get_mut(&id).is_some_and(|(setup, _)| setup.set_terminal(term, size, modes));
+        let allowed = self.client()?.grant.terminal;
+        let setup = self.setups.get_mut(&id).filter(|_| allowed);
+        let taken = setup.is_some_and(|(setup, _)| setup.set_terminal(term, size, modes));
         Self::answer(id, taken, session)
     }
 
@@ -301,7 +319,9 @@ impl Handler for Callbacks {
         value: &str,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        let taken = self.setups.get_mut(&id).is_some_and(|(setup, _)| setup.set_variable(name, value));
+        let allowed = self.client()?.grant.allows_variable(name);
+        let setup = self.setups.get_mut(&id).filter(|_| allowed);
+        let taken = setup.is_some_and(|(setup, _)| setup.set_variable(name, value));
         Self::answer(id, taken, session)
     }
 
@@ -318,9 +338,10 @@ impl Handler for Callbacks {
     }
 
     async fn agent_request(&mut self, id: ChannelId, _: &mut Session) -> Result<bool, russh::Error> {
+        let allowed = self.client()?.forwarding().agent;
         let Some((setup, _)) = self.setups.get_mut(&id) else { return Ok(false) };
-        setup.key_agent = true;
-        Ok(true)
+        setup.key_agent = allowed;
+        Ok(allowed)
     }
 
     async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
@@ -343,7 +364,7 @@ impl Handler for Callbacks {
         if name.len() > MAX_NAME {
             return session.channel_failure(id);
         }
-        if name == SFTP {
+        if name == SFTP || self.client()?.grant.command.is_some() {
             return self.start(id, Start::Subsystem(name.into()), session);
         }
         self.start_subsystem(id, name, session).await
@@ -404,6 +425,11 @@ impl Handler for Callbacks {
     async fn cancel_streamlocal_forward(&mut self, path: &str, _: &mut Session) -> Result<bool, russh::Error> {
         Ok(self.client()?.listeners.cancel(&Listen::Socket(path.into())))
     }
+}
+
+fn not_allowed() -> ChannelOpenFailure {
+    let reason = "this login may not forward connections; ask an administrator".into();
+    ChannelOpenFailure::Other { code: ADMINISTRATIVELY_PROHIBITED, reason }
 }
 
 fn signal_name(signal: Sig) -> String {

@@ -1,9 +1,10 @@
 //! A connection that has logged in: what its callbacks and the tasks of its channels share.
 
 use super::{
-    auth::Login,
+    auth::{Credential, Login},
     backend::Backend,
     flow::Meter,
+    grant::Grant,
     inbox::{End, Inbox},
     limits::{UserChannel, UserConnection},
     listening::Listeners,
@@ -11,6 +12,7 @@ use super::{
     workplace::Workplace,
 };
 use crate::config::Config;
+use mlad::api::Forwarding;
 use russh::{
     Channel, ChannelId,
     server::{Handle, Msg},
@@ -37,8 +39,12 @@ pub(super) struct Client {
     pub(super) handle: Handle,
     pub(super) peer: SocketAddr,
     pub(super) local: SocketAddr,
-    /// The key that let them in.
-    pub(super) fingerprint: String,
+    /// What let them in.
+    pub(super) credential: Credential,
+    /// What that allows.
+    pub(super) grant: Grant,
+    /// What they and their projects may forward, which can change.
+    policy: Mutex<Forwarding>,
     pub(super) workplace: Workplace,
     pub(super) meter: Arc<Meter>,
     /// What listens in the workspace for this connection.
@@ -118,13 +124,15 @@ impl Client {
         meter: Arc<Meter>,
         span: Span,
     ) -> Arc<Self> {
-        let Login { user, workspace, fingerprint, slot } = login;
+        let Login { user, workspace, credential, grant, policy, slot } = login;
         Arc::new(Self {
             config,
             handle,
             peer: ends.peer,
             local: ends.local,
-            fingerprint,
+            credential,
+            grant,
+            policy: Mutex::new(policy),
             workplace: Workplace::new(backend, user, workspace),
             meter,
             listeners: Listeners::default(),
@@ -144,6 +152,19 @@ impl Client {
             && channels.remembered < MAX_REMEMBERED
             && self.slot.share().remembered.load(Ordering::Relaxed) < MAX_REMEMBERED_OF_USER
             && !self.meter.is_full()
+    }
+
+    /// What may be forwarded now.
+    pub(super) fn forwarding(&self) -> Forwarding {
+        self.grant.forwarding.and(*self.policy.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// They and their projects may forward something else from now on. What listens and may not any more ends.
+    pub(super) fn set_policy(&self, policy: Forwarding) {
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
+        if !self.forwarding().remote {
+            self.listeners.cancel_all();
+        }
     }
 
     /// Counts a channel or listener among the user's; none if they have as many as they may.

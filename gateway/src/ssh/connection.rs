@@ -2,16 +2,17 @@
 
 use super::{
     algorithms::{IDENTIFICATION, Transport},
-    auth::{Login, expired},
+    auth::{Credential, Login, expired, revoked},
     backend::Backend,
     callbacks::Callbacks,
+    certificate::Certified,
     client::{Client, Ends},
     flow::Meter,
     limits::{CodeTries, SourceSlot, UserConnections},
 };
 use crate::{
     config::Config,
-    store::{Store, StoreError},
+    store::{Store, StoreError, UserRecord},
 };
 use bytes::{Buf as _, Bytes};
 use jiff::Timestamp;
@@ -79,13 +80,17 @@ impl Server {
     pub(super) fn admit(&self, login: Login, handle: Handle, ends: Ends, span: Span) -> Arc<Client> {
         span.record("user", login.user.name.as_str());
         let meter = Meter::new(Arc::clone(login.slot.share()), Arc::clone(&self.queued));
-        let (store, fingerprint, from) = (self.store.clone(), login.fingerprint.clone(), ends.peer.ip());
+        let (store, credential, user) = (self.store.clone(), login.credential.clone(), login.user.id);
         let (config, backend) = (Arc::clone(&self.config), Arc::clone(&self.backend));
         let client = Client::new(config, backend, login, handle, ends, meter, span);
         // When a key was last used is good to know, but nobody waits for it.
         client.spawn(async move {
-            if let Err(error) = store.key_used(&fingerprint, from).await {
-                tracing::warn!(%error, fingerprint, "cannot note that a key was used");
+            let noted = match &credential {
+                Credential::Key(fingerprint) => store.key_used(fingerprint, ends.peer.ip()).await,
+                Credential::Certificate(certified) => store.authority_used(&certified.name.authority, user).await,
+            };
+            if let Err(error) = noted {
+                tracing::warn!(%error, %credential, "cannot note that a key was used");
             }
         });
         client
@@ -230,7 +235,18 @@ enum Standing {
 }
 
 async fn standing(store: &Store, client: &Client, now: Timestamp) -> Result<Standing, StoreError> {
-    let (own, key) = (client.workplace.user(), &client.fingerprint);
+    let own = client.workplace.user();
+    let standing = match &client.credential {
+        Credential::Key(key) => standing_of_key(store, own, key, now).await,
+        Credential::Certificate(certified) => standing_of_certificate(store, own, certified, now).await,
+    }?;
+    if let Standing::Until(_) = standing {
+        client.set_policy(store.forwarding_of(own.id).await?);
+    }
+    Ok(standing)
+}
+
+async fn standing_of_key(store: &Store, own: &UserRecord, key: &str, now: Timestamp) -> Result<Standing, StoreError> {
     let Some(known) = store.user_by_key(key).await? else {
         let reason = format!("the key {key} was removed; log in with another, or ask an administrator");
         return Ok(Standing::Out(reason));
@@ -238,12 +254,43 @@ async fn standing(store: &Store, client: &Client, now: Timestamp) -> Result<Stan
     Ok(if known.user.id != own.id {
         Standing::Out(format!("the key {key} is somebody else's now"))
     } else if !known.user.enabled {
-        Standing::Out(format!("{} may not log in any more; ask an administrator", known.user.name))
+        Standing::Out(disabled(&known.user))
     } else if known.has_expired(now) {
         Standing::Out(expired(key))
     } else {
         Standing::Until(known.expires_at)
     })
+}
+
+async fn standing_of_certificate(
+    store: &Store,
+    own: &UserRecord,
+    certified: &Certified,
+    now: Timestamp,
+) -> Result<Standing, StoreError> {
+    let user = match store.user_by_id(own.id).await {
+        Ok(user) => user,
+        Err(StoreError::NotFound { .. }) => {
+            return Ok(Standing::Out(format!("there is no user {} any more; ask an administrator", own.name)));
+        }
+        Err(error) => return Err(error),
+    };
+    let authority = &certified.name.authority;
+    Ok(if !user.enabled {
+        Standing::Out(disabled(&user))
+    } else if !store.is_trusted(authority, own.id).await? {
+        Standing::Out(format!("the authority {authority} of your certificate is not trusted any more"))
+    } else if store.is_revoked(&certified.name).await? {
+        Standing::Out(revoked(certified))
+    } else if certified.expires_at.is_some_and(|end| end <= now) {
+        Standing::Out("your certificate has expired; ask for another".into())
+    } else {
+        Standing::Until(certified.expires_at)
+    })
+}
+
+fn disabled(user: &UserRecord) -> String {
+    format!("{} may not log in any more; ask an administrator", user.name)
 }
 
 /// Returns when this time may have come. The clock can be set meanwhile, so it is looked at again before long.

@@ -141,10 +141,12 @@ impl Announcements {
         self.bring(ticket, originator, port);
     }
 
-    /// One that is too many is left waiting, which the agent ends.
+    /// One that is too many or not allowed is left waiting, which the agent ends.
     fn bring(&self, ticket: u64, originator: String, port: u32) {
         let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else { return };
-        if !self.allowed || !self.client.has_room() {
+        let forwarding = self.client.forwarding();
+        let permitted = if self.listen.is_none() { forwarding.agent } else { forwarding.remote };
+        if !self.allowed || !permitted || !self.client.has_room() {
             return;
         }
         let Some(counted) = self.client.count_channel() else { return };

@@ -1,8 +1,10 @@
-//! The server's own keys: made at the first start, kept in `<data>/ssh/` with access for nobody else.
+//! The server's own keys: made at the first start, kept in `<data>/ssh/` with access for nobody else. The certificate
+//! of one lies beside it, under the name that `ssh-keygen` gives it.
 
+use jiff::Timestamp;
 use russh::keys::{
-    Algorithm, EcdsaCurve, PrivateKey,
-    ssh_key::{LineEnding, rand_core::CryptoRng},
+    Algorithm, Certificate, EcdsaCurve, PrivateKey,
+    ssh_key::{LineEnding, certificate::CertType, rand_core::CryptoRng},
 };
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
@@ -32,6 +34,14 @@ pub enum HostKeyError {
     /// Others than its owner can read it.
     #[error("{0}: others can read this host key; `chmod 600` it, or remove it to have a new one made")]
     Open(PathBuf),
+    /// It is no certificate of its key.
+    #[error("{path}: this cannot be shown to clients ({reason}); make another with `ssh-keygen -h -s`, or remove it")]
+    Certificate {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// It is no key of its kind.
     #[error("{path}: no private key ({reason}); remove it to have a new one made")]
     Malformed {
@@ -40,6 +50,31 @@ pub enum HostKeyError {
         /// What is wrong.
         reason: String,
     },
+}
+
+/// What the server shows that it is.
+#[derive(Clone)]
+pub(super) struct HostIdentity {
+    /// Its keys.
+    pub(super) keys: Vec<PrivateKey>,
+    /// Certificates of some of them.
+    pub(super) certificates: Vec<Certificate>,
+}
+
+impl HostIdentity {
+    /// Reads keys and certificates in `folder`, and makes the keys that are absent.
+    ///
+    /// # Errors
+    /// When one cannot be read, written, or lies open to others; or a certificate is of no use.
+    pub(super) fn load(folder: &Path) -> Result<Self, HostKeyError> {
+        let keys = load_host_keys(folder)?;
+        let named = keys.iter().zip(KINDS);
+        let certificates = named.filter_map(|(key, (name, _))| {
+            load_certificate(&folder.join(format!("{name}-cert.pub")), key, Timestamp::now()).transpose()
+        });
+        let certificates = certificates.collect::<Result<_, _>>()?;
+        Ok(Self { keys, certificates })
+    }
 }
 
 /// Reads the host keys in `folder`, and makes those that are absent.
@@ -67,6 +102,29 @@ fn load(path: &Path, kind: &Algorithm) -> Result<PrivateKey, HostKeyError> {
         return Err(malformed(path, &format_args!("an unencrypted {kind} key is expected")));
     }
     Ok(key)
+}
+
+/// None if there is none.
+fn load_certificate(path: &Path, key: &PrivateKey, now: Timestamp) -> Result<Option<Certificate>, HostKeyError> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(at(path)(error)),
+    };
+    let wrong =
+        |reason: &dyn std::fmt::Display| HostKeyError::Certificate { path: path.into(), reason: reason.to_string() };
+    let certificate = Certificate::from_openssh(&text).map_err(|error| wrong(&error))?;
+    if certificate.cert_type() != CertType::Host {
+        return Err(wrong(&"it is a user's"));
+    }
+    if certificate.public_key() != key.public_key().key_data() {
+        return Err(wrong(&"it is not the certificate of the key beside it"));
+    }
+    let now = u64::try_from(now.as_second()).unwrap_or(0);
+    if now < certificate.valid_after() || now >= certificate.valid_before() {
+        tracing::warn!(path = %path.display(), "the host certificate is not valid now: clients will not take it");
+    }
+    Ok(Some(certificate))
 }
 
 /// The key appears under its name whole or not at all.

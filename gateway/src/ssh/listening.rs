@@ -106,6 +106,15 @@ impl Listeners {
         }
     }
 
+    /// Ends them all.
+    pub(super) fn cancel_all(&self) {
+        for listener in std::mem::take(&mut self.state().all).into_values() {
+            if let Listener::Listening(token) = listener {
+                token.cancel();
+            }
+        }
+    }
+
     /// What could not be had and nobody was told yet.
     pub(super) fn take_failed(&self) -> Vec<Failed> {
         std::mem::take(&mut self.state().failed)
@@ -167,6 +176,10 @@ impl Listeners {
 
 /// Listens in the workspace for the client: the port it has, or is to have; none if it cannot be.
 pub(super) async fn listen(client: &Arc<Client>, mut listen: Listen) -> Option<u32> {
+    if !client.forwarding().remote {
+        tracing::info!(%listen, "a listener was refused: this login may have none");
+        return None;
+    }
     if !client.listeners.has_room_for(&listen) {
         return None;
     }

@@ -4,7 +4,7 @@ use super::{
     algorithms::Transport,
     backend::Backend,
     connection::{self, DRAIN, Server},
-    host_keys::{HostKeyError, load_host_keys},
+    host_keys::{HostIdentity, HostKeyError},
     limits::{CodeTries, Sources, UserConnections},
 };
 use crate::{config::Config, store::Store};
@@ -50,7 +50,7 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), HostKeyError> {
     let SshState { config, store, backend } = state;
-    let keys = load_host_keys(&config.data_directory.join("ssh"))?;
+    let identity = HostIdentity::load(&config.data_directory.join("ssh"))?;
     let door = Arc::new(Door {
         connections: Arc::new(Semaphore::new(config.ssh.max_connections)),
         early: Arc::new(Semaphore::new(config.ssh.max_unauthenticated)),
@@ -58,7 +58,7 @@ pub async fn serve(
         ended: Notify::new(),
         tasks: TaskTracker::new(),
         server: Arc::new(Server {
-            transport: Transport::new(&config.ssh, &keys),
+            transport: Transport::new(&config.ssh, &identity),
             users: UserConnections::default(),
             code_tries: CodeTries::new(config.ssh.enrolment_tries_per_minute),
             queued: Arc::default(),

@@ -271,7 +271,7 @@ async fn insert_key(
     if count >= MAX_KEYS {
         return Err(StoreError::Conflict(format!("{} has {count} keys; remove one first", user.name)));
     }
-    let label: String = key.label.chars().filter(|symbol| !symbol.is_control()).take(MAX_LABEL).collect();
+    let label = kept_label(&key.label);
     let (now, expires_at) = (to_micros(Timestamp::now()), key.expires_at.map(to_micros));
     sqlx::query(
         "INSERT INTO ssh_keys (fingerprint, user_id, public_key, label, created_at, expires_at) \
@@ -295,6 +295,11 @@ async fn insert_key(
         last_used_at: None,
         last_used_from: None,
     })
+}
+
+/// A label as it is kept.
+pub(super) fn kept_label(label: &str) -> String {
+    label.chars().filter(|symbol| !symbol.is_control()).take(MAX_LABEL).collect()
 }
 
 /// A fresh code, in groups: `XXXXXX-XXXXXX-XXXXXX-XXXXXX`.

@@ -4,6 +4,8 @@
 //! in microseconds.
 
 mod audit;
+mod authorities;
+mod forwarding;
 mod images;
 mod jobs;
 mod keys;
@@ -12,6 +14,7 @@ mod tokens;
 mod users;
 mod workspaces;
 
+pub use authorities::CertificateName;
 pub use images::{ImageRecord, StoredImage};
 pub use jobs::{JobFilter, JobRecord, Submission};
 pub use keys::{KeyToAdd, KnownKey, LastKey};
@@ -96,8 +99,9 @@ impl Store {
         Ok(Self { writer, readers, access: watch::Sender::default(), limits: watch::Sender::default() })
     }
 
-    /// Changes whenever somebody may have lost the right to be here: a user was disabled or removed, or a key was. What
-    /// ends by itself, at a time that was known before, is not among it.
+    /// Changes whenever somebody may have lost the right to be here: a user was disabled or removed, a key or an
+    /// authority was, a certificate was revoked; or what they may forward has changed. What ends by itself, at a
+    /// time that was known before, is not among it.
     pub fn access_changes(&self) -> watch::Receiver<u64> {
         self.access.subscribe()
     }

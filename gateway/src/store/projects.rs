@@ -192,6 +192,7 @@ impl Store {
         sqlx::query("DELETE FROM projects WHERE id = $1").bind(id).execute(&mut *transaction).await?;
         transaction.commit().await?;
         self.limits_changed();
+        self.access_changed();
         Ok(())
     }
 
@@ -235,7 +236,9 @@ impl Store {
         .bind(to_micros(Timestamp::now()))
         .execute(&mut *transaction)
         .await?;
-        Ok(transaction.commit().await?)
+        transaction.commit().await?;
+        self.access_changed();
+        Ok(())
     }
 
     /// Ends a membership; if it was their default, that is none afterwards. What runs goes on.
@@ -259,7 +262,9 @@ impl Store {
             .bind(id)
             .execute(&mut *transaction)
             .await?;
-        Ok(transaction.commit().await?)
+        transaction.commit().await?;
+        self.access_changed();
+        Ok(())
     }
 }
 

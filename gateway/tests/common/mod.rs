@@ -73,6 +73,11 @@ pub struct Site {
 impl Site {
     /// A server with the settings in `settings` (lines of the table `ssh`).
     pub async fn with_settings(settings: &str) -> Self {
+        Self::prepared(settings, |_| {}).await
+    }
+
+    /// The same, with something done to its data folder before it starts.
+    pub async fn prepared(settings: &str, prepare: impl FnOnce(&Path)) -> Self {
         // Shown for tests that fail, or with RUST_LOG.
         let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
@@ -84,6 +89,7 @@ impl Site {
         ))
         .unwrap();
         std::fs::create_dir_all(&config.data_directory).unwrap();
+        prepare(&config.data_directory);
         let store = Store::open(&config.data_directory.join("gateway.db")).await.unwrap();
         let backend = Arc::new(Stage::new(Agent::start(&folder.path().join("box")).await));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -13,18 +13,18 @@ use tokio::{
 const SOON: Duration = Duration::from_secs(400);
 
 /// A connection that sessions share, with one that runs.
-struct Master {
+pub(crate) struct Master {
     control: String,
     process: Child,
 }
 
 impl Master {
-    async fn open(person: &Person, name: &str, options: &[&str]) -> Self {
+    pub(crate) async fn open(person: &Person, name: &str, options: &[&str]) -> Self {
         Self::try_open(person, name, options).await.expect("it is let in")
     }
 
     /// None if it is not let in.
-    async fn try_open(person: &Person, name: &str, options: &[&str]) -> Option<Self> {
+    pub(crate) async fn try_open(person: &Person, name: &str, options: &[&str]) -> Option<Self> {
         let control = format!("ControlPath={}", person.path(name).display());
         let mut process = person.start(&[&["-o", &control, "-M"], options].concat(), &["echo up; sleep 1000"]);
         let mut lines = BufReader::new(process.stdout.as_mut().unwrap()).lines();
@@ -41,13 +41,13 @@ impl Master {
         timeout(SOON, up).await.unwrap().then_some(Self { control, process })
     }
 
-    async fn session(&self, person: &Person) -> Outcome {
+    pub(crate) async fn session(&self, person: &Person) -> Outcome {
         // Over this connection or not at all.
         person.ssh_with(&["-o", &self.control, "-o", "ProxyCommand=false"], &["echo in"]).await
     }
 
     /// Waits until the connection ends; what its person is told.
-    async fn ended(self) -> String {
+    pub(crate) async fn ended(self) -> String {
         let ended = timeout(SOON, self.process.wait_with_output()).await.expect("the connection ends");
         Outcome::from(ended.unwrap()).exits(255).stderr
     }

@@ -14,12 +14,14 @@
 mod common;
 
 mod access;
+mod certificates;
 mod door;
 mod enrolment;
 mod forwarding;
 mod hostile_agent;
 mod hostile_client;
 mod listening;
+mod permissions;
 mod picker;
 mod sessions;
 mod subsystems;

@@ -3,7 +3,9 @@
 //! Pure data: no I/O, no clock. Times are [`jiff::Timestamp`] (RFC 3339 in JSON, microseconds at most),
 //! memory is in MiB unless a name says otherwise.
 
+mod authority;
 mod error;
+mod forwarding;
 mod gpu;
 mod image;
 mod job;
@@ -12,7 +14,9 @@ mod project;
 mod user;
 mod workspace;
 
+pub use authority::{CertificateAuthority, NewCertificateAuthority, NewRevocation, Revocation, Revoked};
 pub use error::{ApiError, ErrorCode, ExitCode};
+pub use forwarding::Forwarding;
 pub use gpu::{
     Ending, Gpu, GpuMap, Holder, Lease, LeasedSlice, Need, NeedError, Placement, ProfileRoom, Slice, SliceState, Wait,
     WaitReason,

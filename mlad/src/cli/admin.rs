@@ -1,7 +1,10 @@
 //! `admin`: users, keys, invitations, tokens, images, leases; over the root-only socket on the server.
 
 use super::{
-    Outcome, completion,
+    Outcome,
+    authorities::{self, AuthorityCommand},
+    completion,
+    forwarding::{self, ForwardingArguments, Whose},
     nodes::{self, NodeCommand},
     output::{self, Output, ago, local_time, memory, or_dash, plain},
     own, parse_need,
@@ -27,6 +30,9 @@ pub(super) enum AdminCommand {
     /// Keys of people.
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Certificate authorities that let people in, and certificates that were revoked.
+    #[command(subcommand)]
+    Ca(AuthorityCommand),
     /// Make a one-time code that enrols somebody's key (and the user, if there is none of that name).
     Invite {
         /// The user's name.
@@ -90,6 +96,13 @@ pub(super) enum UserCommand {
     },
     /// Change what somebody may hold at once; a limit left out is no limit.
     Quota(QuotaArguments),
+    /// Show or change what somebody may forward over SSH; what is left out stays.
+    Forwarding {
+        #[command(flatten)]
+        user: UserName,
+        #[command(flatten)]
+        forwarding: ForwardingArguments,
+    },
     /// Remove somebody who has nothing left here; their home stays on the disk.
     Rm(UserName),
 }
@@ -231,6 +244,7 @@ pub(super) async fn run(client: &Client, output: &Output, command: AdminCommand)
         AdminCommand::User(command) => user(client, output, command).await,
         AdminCommand::Project(command) => projects::administer(client, output, command).await,
         AdminCommand::Key(command) => key(client, output, command).await,
+        AdminCommand::Ca(command) => authorities::run(client, output, command).await,
         AdminCommand::Invite { name, hours } => invite(client, output, name, hours).await,
         AdminCommand::Token(command) => token(client, output, command).await,
         AdminCommand::Image(command) => image(client, output, command).await,
@@ -277,6 +291,9 @@ async fn user(client: &Client, output: &Output, command: UserCommand) -> Outcome
             };
             let user = client.set_quota(&user.name, &quota).await?;
             output.say(&user, |user| format!("changed the quota of {}", user.name))
+        }
+        UserCommand::Forwarding { user, forwarding } => {
+            forwarding::run(client, output, Whose::User(&user.name), &forwarding).await
         }
         UserCommand::Rm(user) => {
             client.remove_user(&user.name).await?;

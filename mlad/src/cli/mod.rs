@@ -5,10 +5,12 @@
 
 mod admin;
 mod artifacts;
+mod authorities;
 mod completion;
 mod doctor;
 mod expiry;
 mod follow;
+mod forwarding;
 mod gpus;
 mod jobs;
 mod nodes;

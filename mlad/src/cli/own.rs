@@ -154,15 +154,20 @@ pub(super) fn added_key(key: &SshKey) -> String {
 /// Reads a public key file.
 pub(super) fn read_key(arguments: KeyArguments) -> Result<NewKey, CliError> {
     let KeyArguments { file, label, expires } = arguments;
+    Ok(NewKey { public_key: read_public_key(&file)?, label, expires_at: expires })
+}
+
+/// The line in a public key file.
+pub(super) fn read_public_key(file: &Path) -> Result<String, CliError> {
     let text =
-        if file == Path::new("-") { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(&file) };
+        if file == Path::new("-") { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(file) };
     let text = text.map_err(|source| CliError::Io { doing: format!("reading {}", file.display()), source })?;
     let text = text.trim();
     if text.contains("PRIVATE KEY") {
         let file = file.display();
         return Err(bad_request(format!("{file} is a private key, which never leaves your machine: give {file}.pub")));
     }
-    Ok(NewKey { public_key: text.to_owned(), label, expires_at: expires })
+    Ok(text.to_owned())
 }
 
 /// The fingerprint of the key that is meant; the list is asked for if a label is given.

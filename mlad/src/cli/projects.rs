@@ -4,6 +4,7 @@ use super::{
     Outcome,
     admin::UserName,
     completion,
+    forwarding::{self, ForwardingArguments, Whose},
     jobs::parse_mib,
     output::{self, Output, memory, or_dash},
 };
@@ -48,6 +49,13 @@ pub(super) enum AdminProjectCommand {
     Rm(ProjectName),
     /// Change what its members may hold together; a limit left out is no limit.
     Quota(LimitArguments),
+    /// Show or change what its members may forward over SSH, wherever they are; what is left out stays.
+    Forwarding {
+        #[command(flatten)]
+        project: ProjectName,
+        #[command(flatten)]
+        forwarding: ForwardingArguments,
+    },
     /// Its members.
     #[command(subcommand)]
     Member(MemberCommand),
@@ -139,6 +147,9 @@ pub(super) async fn administer(client: &Client, output: &Output, command: AdminP
             let limits = ProjectLimits { slices, gpu_memory_mib: gpu_memory, gpu_seconds };
             let project = client.set_project_limits(&project.name, &limits).await?;
             output.say(&project, |project| format!("changed the limits of {}", project.name))
+        }
+        AdminProjectCommand::Forwarding { project, forwarding } => {
+            forwarding::run(client, output, Whose::Project(&project.name), &forwarding).await
         }
         AdminProjectCommand::Member(MemberCommand::Add { project, user }) => output
             .say(&client.add_member(&project, &user.name).await?, |project| {

@@ -2,9 +2,10 @@
 
 use super::{Answer, Client, ClientError};
 use crate::api::{
-    ArtifactList, AuditList, DefaultProject, GpuMap, Identity, Image, ImageList, Invite, Job, JobId, JobList, JobSpec,
-    JobState, JobSubmitted, Lease, NewImage, NewInvite, NewKey, NewProject, NewToken, NewUser, NodeList, Project,
-    ProjectLimits, ProjectList, Quota, Role, SshKey, Token, User, UserList, Wait, Workspace, WorkspaceList,
+    ArtifactList, AuditList, CertificateAuthority, DefaultProject, Forwarding, GpuMap, Identity, Image, ImageList,
+    Invite, Job, JobId, JobList, JobSpec, JobState, JobSubmitted, Lease, NewCertificateAuthority, NewImage, NewInvite,
+    NewKey, NewProject, NewRevocation, NewToken, NewUser, NodeList, Project, ProjectLimits, ProjectList, Quota,
+    Revocation, Role, SshKey, Token, User, UserList, Wait, Workspace, WorkspaceList,
 };
 use hyper::Method;
 use serde_json::json;
@@ -263,6 +264,56 @@ impl Client {
     /// Removes a key of a user.
     pub async fn remove_key_of(&self, name: &str, fingerprint: &str) -> Result<(), ClientError> {
         self.delete(&user_path(name, &format!("/keys/{}", escape(fingerprint)))).await
+    }
+
+    /// The certificate authorities that are trusted.
+    pub async fn authorities(&self) -> Result<Vec<CertificateAuthority>, ClientError> {
+        self.get("/v1/admin/authorities").await
+    }
+
+    /// Trusts a certificate authority.
+    pub async fn add_authority(&self, new: &NewCertificateAuthority) -> Result<CertificateAuthority, ClientError> {
+        self.post("/v1/admin/authorities", new).await
+    }
+
+    /// Trusts a certificate authority no more.
+    pub async fn remove_authority(&self, id: i64) -> Result<(), ClientError> {
+        self.delete(&format!("/v1/admin/authorities/{id}")).await
+    }
+
+    /// The certificates that were revoked.
+    pub async fn revocations(&self) -> Result<Vec<Revocation>, ClientError> {
+        self.get("/v1/admin/revocations").await
+    }
+
+    /// Revokes certificates.
+    pub async fn revoke(&self, new: &NewRevocation) -> Result<Revocation, ClientError> {
+        self.post("/v1/admin/revocations", new).await
+    }
+
+    /// Withdraws a revocation.
+    pub async fn withdraw_revocation(&self, id: i64) -> Result<(), ClientError> {
+        self.delete(&format!("/v1/admin/revocations/{id}")).await
+    }
+
+    /// What a user may forward by themselves.
+    pub async fn user_forwarding(&self, name: &str) -> Result<Forwarding, ClientError> {
+        self.get(&user_path(name, "/forwarding")).await
+    }
+
+    /// Changes what a user may forward.
+    pub async fn set_user_forwarding(&self, name: &str, forwarding: Forwarding) -> Result<Forwarding, ClientError> {
+        self.send(Method::PUT, &user_path(name, "/forwarding"), &forwarding).await
+    }
+
+    /// What the members of a project may forward.
+    pub async fn project_forwarding(&self, name: &str) -> Result<Forwarding, ClientError> {
+        self.get(&project_path(name, "/forwarding")).await
+    }
+
+    /// Changes what the members of a project may forward.
+    pub async fn set_project_forwarding(&self, name: &str, forwarding: Forwarding) -> Result<Forwarding, ClientError> {
+        self.send(Method::PUT, &project_path(name, "/forwarding"), &forwarding).await
     }
 
     /// Makes a one-time code, and its user if there is none of that name.

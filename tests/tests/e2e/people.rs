@@ -120,3 +120,61 @@ fn a_quota_is_kept_and_told() {
     let quota = alice.ssh("mlad quota --json").success().json();
     assert_eq!((quota["slices"].as_u64(), quota["slices_used"].as_u64()), (Some(1), Some(1)));
 }
+
+#[test]
+fn a_certificate_lets_in_whom_it_names_until_it_is_revoked() {
+    let site = Site::start();
+    site.admin(&["user", "add", "dora"]).success();
+    let laptop = site.stranger("dora-laptop");
+    let public = laptop.public_key();
+    let authority = public.with_file_name("ca");
+    let keygen = |arguments: &[&str]| {
+        let made = std::process::Command::new("ssh-keygen").arg("-q").args(arguments).status();
+        assert!(made.unwrap().success(), "{arguments:?}");
+    };
+    keygen(&["-t", "ed25519", "-N", "", "-C", "campus", "-f", authority.to_str().unwrap()]);
+    let sign = ["-s", authority.to_str().unwrap(), "-I", "dora@laptop", "-n", "dora", "-z", "41"];
+    keygen(&[&sign[..], &["-O", "no-port-forwarding", public.to_str().unwrap()]].concat());
+    assert_eq!(laptop.ssh("id -un").code, 255);
+    let file = authority.with_extension("pub");
+    site.admin(&["ca", "add", file.to_str().unwrap()]).success();
+    assert_eq!(laptop.ssh("id -un").success().text(), "dora");
+    let refused = Outcome::of(&mut laptop.ssh_command(&["-o", "LogLevel=INFO", "-W", "127.0.0.1:1"], &[]));
+    assert!(refused.stderr.contains("administratively prohibited"), "{}", refused.stderr);
+    let listed = site.admin(&["ca", "ls"]).success().text();
+    assert!(listed.contains("campus") && listed.contains("everybody"), "{listed}");
+    site.admin(&["ca", "revoke", "--serial", "41"]).success();
+    assert_eq!(laptop.ssh("true").code, 255);
+    let made = site.mlad_json(&["admin", "ca", "revocations"]);
+    assert_eq!(made[0]["revoked"], serde_json::json!({"kind": "serial", "value": 41}));
+    site.admin(&["ca", "restore", &made[0]["id"].to_string()]).success();
+    laptop.ssh("true").success();
+    let id = site.mlad_json(&["admin", "ca", "ls"])[0]["id"].to_string();
+    site.admin(&["ca", "rm", &id]).success();
+    assert_eq!(laptop.ssh("true").code, 255);
+    assert_eq!(site.admin(&["ca", "revoke"]).code, 2, "what is to be revoked must be said");
+    let audit = site.admin(&["audit"]).success().text();
+    for action in ["authority.add", "authority.remove", "certificate.revoke", "certificate.restore"] {
+        assert!(audit.contains(action), "{action}:\n{audit}");
+    }
+}
+
+#[test]
+fn what_somebody_may_forward_is_decided_by_an_administrator() {
+    let site = Site::start();
+    let alice = site.person("alice");
+    let shown = site.admin(&["user", "forwarding", "alice", "--local", "no"]).success().text();
+    assert!(shown.contains("LOCAL") && shown.contains("no"), "{shown}");
+    let reach = || Outcome::of(&mut alice.ssh_command(&["-o", "LogLevel=INFO", "-W", "127.0.0.1:1"], &[])).stderr;
+    assert!(reach().contains("administratively prohibited"));
+    site.admin(&["project", "add", "secret"]).success();
+    site.admin(&["project", "forwarding", "secret", "--local", "no", "--agent", "no"]).success();
+    site.admin(&["project", "member", "add", "secret", "alice"]).success();
+    site.admin(&["user", "forwarding", "alice", "--local", "yes"]).success();
+    assert!(reach().contains("administratively prohibited"), "her project forbids it");
+    site.admin(&["project", "member", "rm", "secret", "alice"]).success();
+    let told = reach();
+    assert!(!told.contains("administratively prohibited") && told.contains("open failed"), "{told}");
+    let now = site.mlad_json(&["admin", "project", "forwarding", "secret"]);
+    assert_eq!((now["local"].as_bool(), now["remote"].as_bool()), (Some(false), Some(true)));
+}
