@@ -27,7 +27,8 @@ pub use error::AllocatorError;
 pub use lease::{Embedded, Gpus, QueueSettings, Settings, read_records};
 
 use async_trait::async_trait;
-use mlad::api::{GpuMap, Lease, Need, NodeInfo, Wait};
+use jiff::{Timestamp, civil::Date};
+use mlad::api::{GpuMap, Lease, Need, NodeInfo, Past, UsageList, Wait};
 use serde::{Deserialize, Serialize};
 
 /// A request for slices. Its key is the workload: asking again for the same workload changes nothing and
@@ -270,6 +271,18 @@ pub trait Allocate: Send + Sync + 'static {
     /// # Errors
     /// [`AllocatorError::Unknown`] when there is no such node, [`AllocatorError::Invalid`] when it may still be in use.
     async fn forget_node(&self, node: &str) -> Result<(), AllocatorError>;
+
+    /// Who held slices at a time, now included.
+    ///
+    /// # Errors
+    /// When the allocator cannot be reached, or cannot read it.
+    async fn past(&self, at: Timestamp) -> Result<Past, AllocatorError>;
+
+    /// What was used from one day to another, both included, by day, user and project, with what is held still.
+    ///
+    /// # Errors
+    /// [`AllocatorError::Invalid`] when that is no span of time, or a longer one than is kept.
+    async fn usage(&self, from: Date, to: Date) -> Result<UsageList, AllocatorError>;
 
     /// A GPU, by its UUID, is trusted again after a critical error: its slices are granted. Idempotent.
     ///

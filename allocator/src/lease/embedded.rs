@@ -4,7 +4,8 @@ use super::{
     engine::{Clock, Command, Engine, Reply},
     ledger::Ledger,
     record::Now,
-    store::Store,
+    store::{Reader, Store},
+    usage::{self, Used, date, day_number, day_of},
 };
 use crate::{
     Account, AccountState, Allocate, AllocatorError, LeaseRequest, LeaseState, Resolved,
@@ -14,10 +15,10 @@ use crate::{
     remote::{Hub, NodeSettings},
 };
 use async_trait::async_trait;
-use jiff::{SignedDuration, Timestamp};
-use mlad::api::{GpuMap, Lease, Need, NodeInfo, Wait};
+use jiff::{SignedDuration, Timestamp, civil::Date};
+use mlad::api::{GpuMap, Lease, Need, NodeInfo, Past, UsageList, Wait};
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs::{File, TryLockError},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -125,6 +126,8 @@ pub struct Embedded {
     stop: CancellationToken,
     task: Mutex<Option<JoinHandle<()>>>,
     hub: Option<Hub>,
+    past: Reader,
+    clock: Clock,
 }
 
 pub(super) type Opener = Box<dyn Fn() -> Result<Arc<dyn Driver>, DriverError> + Send>;
@@ -158,6 +161,7 @@ impl Embedded {
         lock: File,
         clock: Clock,
     ) -> Result<Arc<Self>, AllocatorError> {
+        let past = Reader::new(&settings.database);
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let (report, reports) = mpsc::channel(REPORTS);
         // Versions of an earlier run are never met again: they begin with the time.
@@ -180,7 +184,7 @@ impl Embedded {
             nodes: settings.nodes.is_some().then_some(events),
             links: HashMap::new(),
             version: sender,
-            clock,
+            clock: Arc::clone(&clock),
             broken: None,
             hold_until: None,
             outlook: None,
@@ -193,7 +197,7 @@ impl Embedded {
             None => None,
         };
         let task = tokio::spawn(engine.run(stop.clone()));
-        Ok(Arc::new(Self { commands, version, stop, task: Mutex::new(Some(task)), hub }))
+        Ok(Arc::new(Self { commands, version, stop, task: Mutex::new(Some(task)), hub, past, clock }))
     }
 
     /// Ends the allocator: what is under way is finished and written down, as far as that takes no longer than
@@ -299,6 +303,28 @@ impl Allocate for Embedded {
     async fn forget_node(&self, node: &str) -> Result<(), AllocatorError> {
         let node = node.to_owned();
         self.ask(|reply| Command::ForgetNode(node, reply)).await
+    }
+
+    async fn past(&self, at: Timestamp) -> Result<Past, AllocatorError> {
+        self.past.past(at).await
+    }
+
+    async fn usage(&self, from: Date, to: Date) -> Result<UsageList, AllocatorError> {
+        let now = (self.clock)().wall;
+        let kept_since = date(day_of(now) - usage::KEPT_DAYS + 1)?;
+        let [first, last] = [from, to].map(day_number);
+        if last < first || last - first >= usage::KEPT_DAYS {
+            let most = usage::KEPT_DAYS;
+            return Err(AllocatorError::Invalid(format!("from {from} to {to} is no span of 1 to {most} days")));
+        }
+        let mut days: BTreeMap<_, Used> = BTreeMap::new();
+        for row in self.past.used([first, last], now).await? {
+            days.entry((row.day, row.user.clone(), row.project.clone())).or_default().add(&row);
+        }
+        let told = |((day, user, project), used): ((i32, Arc<str>, Option<Arc<str>>), Used)| {
+            Ok::<_, AllocatorError>(used.told(date(day)?, &user, project.as_deref()))
+        };
+        Ok(UsageList { from, to, kept_since, usage: days.into_iter().map(told).collect::<Result<_, _>>()? })
     }
 
     async fn trust_gpu(&self, gpu: &str) -> Result<(), AllocatorError> {

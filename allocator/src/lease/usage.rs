@@ -5,7 +5,9 @@
 //! the whole of it.
 
 use super::record::{LeaseRow, UsedRow};
-use jiff::Timestamp;
+use crate::AllocatorError;
+use jiff::{Timestamp, civil::Date, tz::TimeZone};
+use mlad::api::Usage;
 use std::sync::Arc;
 
 /// So many days of use are kept, today included.
@@ -18,6 +20,57 @@ const WHOLE: u128 = 1_000_000;
 /// The day of a time, counted from 1970, UTC.
 pub(super) fn day_of(time: Timestamp) -> i32 {
     i32::try_from(time.as_microsecond().div_euclid(DAY_US)).unwrap_or(i32::MAX)
+}
+
+/// The number of a day, counted from 1970.
+pub(super) fn day_number(date: Date) -> i32 {
+    date.to_zoned(TimeZone::UTC).map_or(i32::MAX, |midnight| day_of(midnight.timestamp()))
+}
+
+/// The day of that number.
+///
+/// # Errors
+/// [`AllocatorError::Store`] for a number that no day has.
+pub(super) fn date(day: i32) -> Result<Date, AllocatorError> {
+    let midnight = Timestamp::from_microsecond(i64::from(day).saturating_mul(DAY_US));
+    let midnight = midnight.map_err(|error| AllocatorError::Store(error.to_string()))?;
+    Ok(midnight.to_zoned(TimeZone::UTC).date())
+}
+
+/// Sums of what was used, in microseconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Used {
+    slice_us: u64,
+    compute_us: u64,
+    memory_us: u64,
+    gpu_us: u64,
+    leases: u64,
+}
+
+impl Used {
+    /// Adds a row.
+    pub(super) fn add(&mut self, row: &UsedRow) {
+        self.slice_us = self.slice_us.saturating_add(row.slice_us);
+        self.compute_us = self.compute_us.saturating_add(row.compute_us);
+        self.memory_us = self.memory_us.saturating_add(row.memory_us);
+        self.gpu_us = self.gpu_us.saturating_add(row.gpu_us);
+        self.leases = self.leases.saturating_add(row.leases);
+    }
+
+    /// In seconds, for a day, a user and a project.
+    pub(super) fn told(self, day: Date, user: &str, project: Option<&str>) -> Usage {
+        let seconds = |micros: u64| micros.saturating_add(500_000) / 1_000_000;
+        Usage {
+            day: Some(day),
+            user: Some(user.to_owned()),
+            project: project.map(str::to_owned),
+            slice_seconds: seconds(self.slice_us),
+            compute_seconds: seconds(self.compute_us),
+            memory_seconds: seconds(self.memory_us),
+            gpu_seconds: seconds(self.gpu_us),
+            leases: self.leases,
+        }
+    }
 }
 
 /// What a lease has used when it is over at `released`, with the lease itself counted on that day.

@@ -323,13 +323,6 @@ impl LeaseRow {
     }
 
     pub(super) fn to_api(&self) -> Lease {
-        let slice = |slice: &SliceRow| LeasedSlice {
-            node: slice.node.clone(),
-            gpu: slice.gpu.clone(),
-            gpu_index: slice.gpu_index,
-            uuid: slice.uuid.clone(),
-            placement: (!slice.whole).then_some(slice.placement),
-        };
         let ending = |ending: &Ending| mlad::api::Ending { at: ending.at, reason: ending.reason.clone() };
         Lease {
             workload: self.request.workload.clone(),
@@ -340,7 +333,7 @@ impl LeaseRow {
             profile: self.profile.clone(),
             uuids: self.slices.iter().map(|slice| slice.uuid.clone()).collect(),
             memory_mib: self.memory_mib,
-            slices: self.slices.iter().map(slice).collect(),
+            slices: self.slices.iter().map(SliceRow::to_api).collect(),
             project: self.request.project.as_deref().map(str::to_owned),
             priority: self.request.priority,
             preemptible: self.request.preemptible,
@@ -353,6 +346,18 @@ impl LeaseRow {
                 Status::Over(reason) => Some(reason.clone()),
                 Status::Active | Status::Expired => None,
             },
+        }
+    }
+}
+
+impl SliceRow {
+    pub(super) fn to_api(&self) -> LeasedSlice {
+        LeasedSlice {
+            node: self.node.clone(),
+            gpu: self.gpu.clone(),
+            gpu_index: self.gpu_index,
+            uuid: self.uuid.clone(),
+            placement: (!self.whole).then_some(self.placement),
         }
     }
 }

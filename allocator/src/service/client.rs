@@ -17,7 +17,8 @@ use hyper::{
     header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use mlad::api::{GpuMap, Lease, Need, NodeInfo, Wait};
+use jiff::{Timestamp, civil::Date};
+use mlad::api::{GpuMap, Lease, Need, NodeInfo, Past, UsageList, Wait};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     path::PathBuf,
@@ -287,6 +288,14 @@ impl Allocate for HttpAllocator {
             return Err(AllocatorError::Unknown(node.to_owned()));
         }
         self.call(Method::DELETE, &format!("/v1/nodes/{node}"), Bytes::new(), TAKE).await
+    }
+
+    async fn past(&self, at: Timestamp) -> Result<Past, AllocatorError> {
+        self.get(&format!("/v1/past?at={at}")).await
+    }
+
+    async fn usage(&self, from: Date, to: Date) -> Result<UsageList, AllocatorError> {
+        self.get(&format!("/v1/usage?from={from}&to={to}")).await
     }
 
     async fn trust_gpu(&self, gpu: &str) -> Result<(), AllocatorError> {

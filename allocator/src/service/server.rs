@@ -1,6 +1,8 @@
 //! The server.
 
-use super::wire::{self, HOLD, LONGEST_ACCOUNTS, LONGEST_CALL, Refusal, Renew, Resolve, Revoke, TAKE, Version};
+use super::wire::{
+    self, At, Days, HOLD, LONGEST_ACCOUNTS, LONGEST_CALL, Refusal, Renew, Resolve, Revoke, TAKE, Version,
+};
 use crate::{Account, AccountState, Allocate, AllocatorError, LeaseRequest};
 use axum::{
     Json, Router,
@@ -242,6 +244,8 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{node}", delete(forget_node))
         .route("/v1/gpus/{gpu}/trust", post(trust_gpu))
+        .route("/v1/past", get(past))
+        .route("/v1/usage", get(usage))
         .route("/v1/accounts", get(accounts).post(set_accounts).layer(DefaultBodyLimit::max(LONGEST_ACCOUNTS)))
         .layer(middleware::from_fn(bounded))
         .route("/v1/changed", get(changed))
@@ -314,15 +318,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     }
 }
 
-/// The version seen, likewise.
-struct Seen(u64);
+/// The query, likewise.
+struct Asked<T>(T);
 
-impl<S: Send + Sync> FromRequestParts<S> for Seen {
+impl<T: serde::de::DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
     type Rejection = Failed;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failed> {
         let wrong = |rejection: QueryRejection| Failed(AllocatorError::Invalid(rejection.body_text()));
-        Query::from_request_parts(parts, state).await.map(|Query(Version { seen })| Self(seen)).map_err(wrong)
+        Query::from_request_parts(parts, state).await.map(|Query(asked)| Self(asked)).map_err(wrong)
     }
 }
 
@@ -384,7 +388,15 @@ async fn set_accounts(State(us): Us, Body(body): Body<Vec<Account>>) -> Answer<(
     told(us.allocator.set_accounts(&body).await)
 }
 
-async fn changed(State(us): Us, Seen(seen): Seen) -> Answer<Version> {
+async fn past(State(us): Us, Asked(At { at }): Asked<At>) -> Answer<mlad::api::Past> {
+    told(us.allocator.past(at).await)
+}
+
+async fn usage(State(us): Us, Asked(Days { from, to }): Asked<Days>) -> Answer<mlad::api::UsageList> {
+    told(us.allocator.usage(from, to).await)
+}
+
+async fn changed(State(us): Us, Asked(Version { seen }): Asked<Version>) -> Answer<Version> {
     tokio::select! {
         // Ended rather than held: the client asks again, and finds who serves then.
         () = us.stop.cancelled() => told(Ok(Version { seen })),

@@ -1,6 +1,7 @@
 //! What travels: bodies, and the HTTP status of each error.
 
 use crate::AllocatorError;
+use jiff::{Timestamp, civil::Date};
 use mlad::api::Need;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -36,6 +37,21 @@ pub(super) struct Renew {
 pub(super) struct Revoke {
     pub(super) reason: String,
     pub(super) free: bool,
+}
+
+/// Query of `GET /v1/past`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct At {
+    pub(super) at: Timestamp,
+}
+
+/// Query of `GET /v1/usage`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Days {
+    pub(super) from: Date,
+    pub(super) to: Date,
 }
 
 /// Query and answer of `GET /v1/changed`.

@@ -9,6 +9,7 @@ mod kill;
 mod ledger;
 mod machine;
 mod nodes;
+mod past;
 mod restart;
 mod rules;
 mod service;
@@ -24,6 +25,7 @@ macro_rules! suite {
             revocation, changes);
         suite!($host, faults: in_use, half_destroyed, no_room, slow_destroy, lost, lost_at_the_start, fatal_error, foreign_process, cut_by_hand,
             no_driver);
+        suite!($host, past: who_held_what, what_was_used);
         suite!($host, restart: carries_on, reboot, remade, waits_again);
     };
     ($host:expr, $room:ident: $($case:ident),*) => {
@@ -74,6 +76,19 @@ pub(crate) async fn until<T>(allocator: &dyn Allocate, look: impl AsyncFn() -> O
             if let Some(found) = look().await {
                 return found;
             }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("it never came to that")
+}
+
+/// Waits until something is so that nobody tells.
+pub(crate) async fn until_so<T>(look: impl AsyncFn() -> Option<T>) -> T {
+    let wait = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(60), wait).await.expect("it never came to that")

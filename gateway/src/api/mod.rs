@@ -17,6 +17,7 @@ mod caller;
 mod control;
 mod failure;
 mod forwarding;
+mod history;
 mod jobs;
 mod listener;
 mod nodes;

@@ -1,8 +1,8 @@
 //! HTTP over one connection: the routes, and what holds for all of them.
 
 use super::{
-    ApiState, Rooms, account, admin, artifacts, authorities, failure::Failure, forwarding, jobs, nodes, openapi,
-    projects, view, workspaces,
+    ApiState, Rooms, account, admin, artifacts, authorities, failure::Failure, forwarding, history, jobs, nodes,
+    openapi, projects, view, workspaces,
 };
 use axum::{
     Router,
@@ -66,6 +66,7 @@ where
 pub(super) fn described() -> OpenApiRouter<Rooms> {
     OpenApiRouter::new()
         .merge(view::routes())
+        .merge(history::routes())
         .merge(jobs::routes())
         .merge(artifacts::routes())
         .merge(workspaces::routes())

@@ -61,7 +61,8 @@ async fn list_waits(State(state): State<Rooms>, caller: Caller) -> Answer<Json<V
     Ok(Json(waits))
 }
 
-fn kind(workload: &str) -> &'static str {
+/// What of the name of somebody else's workload is shown.
+pub(super) fn kind(workload: &str) -> &'static str {
     if workload.starts_with("j-") { "job" } else { "workspace" }
 }
 

@@ -150,6 +150,18 @@ impl Allocate for FakeAllocator {
         Err(AllocatorError::Unknown(gpu.to_owned()))
     }
 
+    async fn past(&self, at: jiff::Timestamp) -> Result<mlad::api::Past, AllocatorError> {
+        Ok(mlad::api::Past { at, incomplete: false, leases: Vec::new() })
+    }
+
+    async fn usage(
+        &self,
+        from: jiff::civil::Date,
+        to: jiff::civil::Date,
+    ) -> Result<mlad::api::UsageList, AllocatorError> {
+        Ok(mlad::api::UsageList { from, to, kept_since: from, usage: Vec::new() })
+    }
+
     async fn set_accounts(&self, accounts: &[Account]) -> Result<(), AllocatorError> {
         self.call(|world| {
             let mut inner = world.lock();

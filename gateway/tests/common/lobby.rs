@@ -204,6 +204,18 @@ impl Allocate for House {
         Err(AllocatorError::Unknown(gpu.to_owned()))
     }
 
+    async fn past(&self, at: jiff::Timestamp) -> Result<mlad::api::Past, AllocatorError> {
+        Ok(mlad::api::Past { at, incomplete: false, leases: Vec::new() })
+    }
+
+    async fn usage(
+        &self,
+        from: jiff::civil::Date,
+        to: jiff::civil::Date,
+    ) -> Result<mlad::api::UsageList, AllocatorError> {
+        Ok(mlad::api::UsageList { from, to, kept_since: from, usage: Vec::new() })
+    }
+
     async fn set_accounts(&self, _: &[mlad_allocator::Account]) -> Result<(), AllocatorError> {
         Ok(())
     }

@@ -7,6 +7,7 @@ mod authority;
 mod error;
 mod forwarding;
 mod gpu;
+mod history;
 mod image;
 mod job;
 mod node;
@@ -21,6 +22,7 @@ pub use gpu::{
     Ending, Gpu, GpuMap, Holder, Lease, LeasedSlice, Need, NeedError, Placement, ProfileRoom, Slice, SliceState, Wait,
     WaitReason,
 };
+pub use history::{Past, PastLease, Usage, UsageList};
 pub use image::{Image, ImageList, NewImage};
 pub use job::{
     Artifact, ArtifactList, Attempt, Job, JobEnd, JobId, JobList, JobReason, JobSpec, JobState, JobSubmitted,

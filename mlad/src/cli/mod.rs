@@ -12,6 +12,7 @@ mod expiry;
 mod follow;
 mod forwarding;
 mod gpus;
+mod history;
 mod jobs;
 mod nodes;
 mod output;
@@ -68,8 +69,14 @@ enum Command {
     Release(Ids),
     /// Fetch what a job left in its artifacts folder.
     Get(artifacts::GetArguments),
-    /// Who holds which slice, and who waits.
-    Who,
+    /// Who holds which slice, and who waits; or who held which.
+    Who {
+        /// At this time: 2026-11-27T14:00:00Z, "2026-11-27 14:00", or 2h for two hours ago.
+        #[arg(long, value_name = "TIME", value_parser = history::at_parser(), allow_hyphen_values = true)]
+        at: Option<jiff::Timestamp>,
+    },
+    /// What was used: hours of slices and of whole GPUs.
+    Acct(history::AcctArguments),
     /// The map of the GPUs.
     Gpu,
     /// What a job or workspace waits for.
@@ -225,7 +232,9 @@ async fn dispatch(api: Option<Endpoint>, token_file: Option<PathBuf>, output: Ou
         Command::Hold(ids) => jobs::hold(client, &output, &ids.ids).await,
         Command::Release(ids) => jobs::release(client, &output, &ids.ids).await,
         Command::Get(arguments) => artifacts::get(client, &output, arguments).await,
-        Command::Who => gpus::who(client, &output).await,
+        Command::Who { at: None } => gpus::who(client, &output).await,
+        Command::Who { at: Some(at) } => history::who_at(client, &output, at).await,
+        Command::Acct(arguments) => history::acct(client, &output, arguments).await,
         Command::Gpu => gpus::map(client, &output).await,
         Command::Why { what } => gpus::why(client, &output, what.as_deref()).await,
         Command::Image(ImageCommand::Ls) => gpus::images(client, &output).await,

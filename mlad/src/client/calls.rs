@@ -4,15 +4,31 @@ use super::{Answer, Client, ClientError};
 use crate::api::{
     ArtifactList, AuditList, CertificateAuthority, DefaultProject, Forwarding, GpuMap, Identity, Image, ImageList,
     Invite, Job, JobId, JobList, JobSpec, JobState, JobSubmitted, Lease, NewCertificateAuthority, NewImage, NewInvite,
-    NewKey, NewProject, NewRevocation, NewToken, NewUser, NodeList, Project, ProjectLimits, ProjectList, Quota,
-    Revocation, Role, SshKey, Token, User, UserList, Wait, Workspace, WorkspaceList,
+    NewKey, NewProject, NewRevocation, NewToken, NewUser, NodeList, Past, Project, ProjectLimits, ProjectList, Quota,
+    Revocation, Role, SshKey, Token, UsageList, User, UserList, Wait, Workspace, WorkspaceList,
 };
 use hyper::Method;
+use jiff::{Timestamp, civil::Date};
 use serde_json::json;
 use std::fmt::Write as _;
 
 /// Seconds the gateway holds a call that waits for a job.
 const LONG_POLL_SECONDS: u64 = 50;
+
+/// Which use is asked for.
+#[derive(Debug, Clone)]
+pub struct UsageQuery {
+    /// The first day, UTC.
+    pub from: Date,
+    /// The last day.
+    pub to: Date,
+    /// What it is told apart by.
+    pub by: String,
+    /// Of this user only.
+    pub user: Option<String>,
+    /// Of this project only.
+    pub project: Option<String>,
+}
 
 /// Which jobs to list.
 #[derive(Debug, Clone, Default)]
@@ -334,6 +350,22 @@ impl Client {
     /// Revokes a token of a user.
     pub async fn remove_token_of(&self, name: &str, id: i64) -> Result<(), ClientError> {
         self.delete(&user_path(name, &format!("/tokens/{id}"))).await
+    }
+
+    /// Who held slices at a time.
+    pub async fn past(&self, at: Timestamp) -> Result<Past, ClientError> {
+        self.get(&format!("/v1/history?at={at}")).await
+    }
+
+    /// What was used from one day to another, told apart by `by` (`day`, `user`, `project`, or several with commas).
+    pub async fn usage(&self, query: &UsageQuery) -> Result<UsageList, ClientError> {
+        let mut path = format!("/v1/usage?from={}&to={}&by={}", query.from, query.to, escape(&query.by));
+        for (key, value) in [("user", &query.user), ("project", &query.project)] {
+            if let Some(value) = value {
+                write!(path, "&{key}={}", escape(value)).ok();
+            }
+        }
+        self.get(&path).await
     }
 
     /// Every machine with GPUs.

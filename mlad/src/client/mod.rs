@@ -17,7 +17,7 @@ mod calls;
 mod endpoint;
 mod transport;
 
-pub use calls::JobQuery;
+pub use calls::{JobQuery, UsageQuery};
 pub use endpoint::{Endpoint, EndpointError};
 pub use transport::{Answer, Client, Digest};
 

@@ -65,3 +65,37 @@ fn a_preemptible_job_gives_way_and_finishes_later() {
     let attempts = job(&alice, &id)["attempts"].clone();
     assert_eq!((attempts.as_array().unwrap().len(), &attempts[0]["preempted"]), (2, &true.into()));
 }
+
+#[test]
+fn who_held_what_and_what_was_used_is_told_afterwards() {
+    let site = Site::start();
+    let (alice, bob) = (site.person("alice"), site.person("bob"));
+    site.admin(&["project", "add", "vision"]).success();
+    site.admin(&["project", "member", "add", "vision", "alice"]).success();
+    let id = alice.ssh("mlad submit --project vision --gpu 2g.10gb -- sleep 1000").success().text();
+    eventually("it runs", LONG, || job(&alice, &id)["state"] == "running");
+    let during = site.mlad_json(&["who"])["leases"][0]["granted_at"].as_str().unwrap().to_owned();
+    eventually("something is used", LONG, || {
+        let used = alice.ssh("mlad acct --json").success().json();
+        used["usage"][0]["slice_seconds"].as_u64().unwrap_or(0) > 0
+    });
+    alice.ssh(&format!("mlad cancel {id}")).success();
+    eventually("its slice is free", LONG, || site.mlad_json(&["who"])["leases"].as_array().unwrap().is_empty());
+
+    let held = |person: &Person| person.ssh(&format!("mlad who --at {during} --json")).success().json();
+    let hers = held(&alice);
+    assert_eq!(hers["leases"][0]["workload"], format!("j-{id}-1"), "{hers}");
+    assert_eq!(hers["leases"][0]["project"], "vision");
+    assert!(hers["leases"][0]["slices"][0]["uuid"].as_str().unwrap().starts_with("MIG-"));
+    let his = held(&bob);
+    assert_eq!(his["leases"][0]["user"], "alice");
+    assert_eq!((&his["leases"][0]["workload"], his["leases"][0].get("project")), (&"job".into(), None), "{his}");
+    assert!(alice.ssh(&format!("mlad who --at {during}")).success().text().contains("2g.10gb"));
+    assert_eq!(alice.ssh("mlad who --at 2999-01-01").code, 2);
+
+    // By project, for the member and the administrator; nothing of it for others.
+    let csv = alice.ssh("mlad acct --by project --csv").success().text();
+    assert!(csv.starts_with("day,user,project,") && csv.contains("\n,,vision,"), "{csv}");
+    assert!(site.mlad(&["acct", "--by", "user,day"]).success().text().contains("alice"));
+    assert_eq!(bob.ssh("mlad acct --json").success().json()["usage"].as_array().unwrap().len(), 0);
+}

@@ -15,11 +15,19 @@ impl Store {
 
     /// Forgets what ended before `before`, and the oldest beyond the newest `most`.
     pub(in crate::lease) async fn prune(&self, before: Timestamp, most: u32) -> Result<u64, AllocatorError> {
-        let old = "DELETE FROM request WHERE ended_at < $1";
-        let pruned = sqlx::query(old).bind(before.as_microsecond()).execute(&self.pool).await?.rows_affected();
-        let many = "DELETE FROM request WHERE ended_at <= (SELECT ended_at FROM request
-                    WHERE ended_at IS NOT NULL ORDER BY ended_at DESC LIMIT 1 OFFSET $1)";
-        Ok(pruned + sqlx::query(many).bind(i64::from(most)).execute(&self.pool).await?.rows_affected())
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let many = "SELECT ended_at FROM request WHERE ended_at IS NOT NULL ORDER BY ended_at DESC LIMIT 1 OFFSET $1";
+        let beyond: Option<i64> =
+            sqlx::query_scalar(many).bind(i64::from(most)).fetch_optional(&mut *transaction).await?;
+        let until = beyond.map_or(i64::MIN, |at| at.saturating_add(1)).max(before.as_microsecond());
+        // Who asks for a time before this is told that not all of it is known.
+        let latest = "UPDATE counter SET value = MAX(value, (SELECT COALESCE(MAX(ended_at), 0) FROM request
+                      WHERE ended_at < $1)) WHERE name = 'forgotten'";
+        sqlx::query(latest).bind(until).execute(&mut *transaction).await?;
+        let pruned = sqlx::query("DELETE FROM request WHERE ended_at < $1").bind(until);
+        let pruned = pruned.execute(&mut *transaction).await?.rows_affected();
+        transaction.commit().await?;
+        Ok(pruned)
     }
 
     /// Forgets what was used before the day `before`.

@@ -3,13 +3,15 @@
 //! * `write` — what a transition leaves behind.
 //! * `read` — what the allocator starts from.
 //! * `records` — all rows, to be checked.
-//! * `history` — what is over: who held what, what was used, and when it is forgotten.
+//! * `history` — what is over, and when it is forgotten; `past` — who held what, and what was used.
 
 mod history;
+mod past;
 mod read;
 mod records;
 mod write;
 
+pub(super) use past::Reader;
 pub use records::read_records;
 
 use super::record::{LeaseRow, NodeRow, QuarantineRow, Repartition, RequestRow, UsedRow, Write};

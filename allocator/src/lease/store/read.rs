@@ -107,7 +107,7 @@ fn request(row: &SqliteRow) -> Result<RequestRow, AllocatorError> {
     })
 }
 
-fn lease(row: &SqliteRow) -> Result<LeaseRow, AllocatorError> {
+pub(super) fn lease(row: &SqliteRow) -> Result<LeaseRow, AllocatorError> {
     let over: Option<String> = row.try_get("over_reason")?;
     let expired: Option<i64> = row.try_get("expired_at")?;
     let ends_at: Option<i64> = row.try_get("ends_at")?;
@@ -133,7 +133,7 @@ fn lease(row: &SqliteRow) -> Result<LeaseRow, AllocatorError> {
     })
 }
 
-fn slice(row: &SqliteRow) -> Result<SliceRow, AllocatorError> {
+pub(super) fn slice(row: &SqliteRow) -> Result<SliceRow, AllocatorError> {
     let number = |column| row.try_get::<i64, _>(column).map(narrow);
     Ok(SliceRow {
         node: row.try_get("node")?,
