@@ -12,6 +12,7 @@ mod nodes;
 mod past;
 mod restart;
 mod rules;
+mod seeds;
 mod service;
 
 use mlad::api::{Lease, Wait};
