@@ -1,6 +1,7 @@
 //! The settings of the gateway, read from one TOML file. Every key stands, commented, in `config/default.toml`.
 
 mod check;
+mod reload;
 #[cfg(test)]
 mod tests;
 
@@ -11,7 +12,7 @@ use mlad_allocator::{
 };
 use serde::Deserialize;
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroU32,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -106,6 +107,17 @@ pub struct Ssh {
     pub max_connections: usize,
     /// Unauthenticated connections at once.
     pub max_unauthenticated: usize,
+    /// Unauthenticated connections from which on some are dropped by chance, the more the nearer they are to the
+    /// most; none are if that is no less.
+    pub early_drop_from: usize,
+    /// How many of a hundred are dropped where that begins.
+    pub early_drop_percent: u32,
+    /// Longest time a source is shut out whose connections come to nothing, in seconds; none ever is if it is 0.
+    pub max_penalty_seconds: u64,
+    /// Networks that are never shut out.
+    pub penalty_exempt: Vec<IpNetwork>,
+    /// Load balancers, which say with the PROXY protocol from where a connection comes.
+    pub proxy_protocol_from: Vec<IpNetwork>,
     /// Connections of one user at once.
     pub max_connections_per_user: usize,
     /// Channels of one connection at once.
@@ -128,6 +140,11 @@ impl Default for Ssh {
             login_grace_seconds: 60,
             max_connections: 2000,
             max_unauthenticated: 200,
+            early_drop_from: 100,
+            early_drop_percent: 30,
+            max_penalty_seconds: 600,
+            penalty_exempt: vec![IpNetwork::LOOPBACK_V4, IpNetwork::LOOPBACK_V6],
+            proxy_protocol_from: Vec::new(),
             max_connections_per_user: 100,
             max_channels: 64,
             max_channels_per_user: 256,
@@ -307,6 +324,11 @@ pub struct IpNetwork {
 }
 
 impl IpNetwork {
+    /// This machine, by IPv4.
+    pub const LOOPBACK_V4: Self = Self { address: IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), prefix: 8 };
+    /// This machine, by IPv6.
+    pub const LOOPBACK_V6: Self = Self { address: IpAddr::V6(Ipv6Addr::LOCALHOST), prefix: 128 };
+
     /// Whether it is of IPv4.
     pub fn is_ipv4(&self) -> bool {
         self.address.is_ipv4()

@@ -31,6 +31,7 @@ use std::{
 use tokio::{
     net::{TcpListener, UnixListener},
     signal::unix::{SignalKind, signal},
+    sync::watch,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing_subscriber::EnvFilter;
@@ -45,7 +46,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve until SIGTERM; workloads go on without the gateway.
+    /// Serve until SIGTERM; workloads go on without the gateway. SIGHUP has the settings of SSH read anew.
     Serve {
         /// The settings.
         #[arg(long, default_value = "/etc/mlad/gateway.toml", value_name = "FILE")]
@@ -98,6 +99,7 @@ async fn serve(path: PathBuf, json_log: bool) -> anyhow::Result<()> {
     config::make_folders(&config).context("the folders of the settings cannot be made")?;
     let _lock = lock(&config)?;
     let stop = stop_on_signal()?;
+    let settings = reload_on_signal(path, Arc::clone(&config))?;
     // Callers wait from here on; should an address be taken, nothing has been begun.
     let Listeners { ssh: listeners, tcp, admin } = listen(&config).await?;
     let store = Store::open(&config.data_directory.join("gateway.db")).await.context("gateway.db")?;
@@ -135,7 +137,7 @@ async fn serve(path: PathBuf, json_log: bool) -> anyhow::Result<()> {
         servers.spawn(api::serve_tcp(state.clone(), tcp, stop.clone()));
     }
     let backend = Arc::new(Gateway::new(Arc::clone(&config), store.clone(), workspaces.clone(), state));
-    let served = ssh::serve(SshState { config, store, backend }, listeners, stop.clone()).await;
+    let served = ssh::serve(SshState { config: settings, store, backend }, listeners, stop.clone()).await;
 
     tracing::info!("ending; workloads go on");
     stop.cancel();
@@ -245,6 +247,31 @@ fn stop_on_signal() -> anyhow::Result<CancellationToken> {
         cancelled.cancel();
     });
     Ok(stop)
+}
+
+/// The settings, read anew at every SIGHUP. What cannot change while the gateway runs stays as it is, and is said; a
+/// file that is wrong changes nothing.
+fn reload_on_signal(path: PathBuf, config: Arc<Config>) -> anyhow::Result<watch::Receiver<Arc<Config>>> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let (settings, followers) = watch::channel(config);
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            let new = match Config::read(&path) {
+                Ok(new) => new,
+                Err(error) => {
+                    tracing::error!(%error, "the settings stay as they are");
+                    continue;
+                }
+            };
+            let (now, later) = settings.borrow().reloaded(new);
+            for key in later {
+                tracing::warn!(key, "this setting has changed, and holds from the next start only");
+            }
+            ssh::raise_descriptor_limit(&now.ssh);
+            settings.send_replace(Arc::new(now));
+        }
+    });
+    Ok(followers)
 }
 
 /// How the allocator in this process serves those who wait.

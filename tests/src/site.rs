@@ -246,6 +246,19 @@ impl Site {
         }
     }
 
+    /// Replaces a line of its settings, and has the gateway read them anew (SIGHUP).
+    ///
+    /// # Panics
+    /// When there is no such line, or the gateway does not run.
+    pub fn change_setting(&self, old: &str, new: &str) {
+        let path = self.path("gateway.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(old), "{old}");
+        fs::write(&path, text.replacen(old, new, 1)).unwrap();
+        let gateway = Pid::from_child(self.gateway.as_ref().unwrap());
+        rustix::process::kill_process(gateway, Signal::HUP).unwrap();
+    }
+
     /// `mlad admin …` on the administration socket.
     pub fn admin(&self, arguments: &[&str]) -> Outcome {
         self.mlad(&[&["admin"], arguments].concat())

@@ -73,6 +73,9 @@ fn ssh(config: &Config) -> Result<(), Wrong> {
     within("ssh.login_grace_seconds", ssh.login_grace_seconds, 5..=3600)?;
     within("ssh.max_connections", ssh.max_connections, 1..=100_000)?;
     within("ssh.max_unauthenticated", ssh.max_unauthenticated, 1..=100_000)?;
+    within("ssh.early_drop_from", ssh.early_drop_from, 1..=100_000)?;
+    within("ssh.early_drop_percent", ssh.early_drop_percent, 1..=100)?;
+    within("ssh.max_penalty_seconds", ssh.max_penalty_seconds, 0..=DAY)?;
     within("ssh.max_connections_per_user", ssh.max_connections_per_user, 1..=100_000)?;
     within("ssh.max_channels", ssh.max_channels, 1..=1024)?;
     within("ssh.max_channels_per_user", ssh.max_channels_per_user, 1..=100_000)?;

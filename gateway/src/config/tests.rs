@@ -142,3 +142,15 @@ fn a_network_has_its_addresses() {
         assert_eq!(network.contains(address.parse().unwrap()), inside, "{network} {address}");
     }
 }
+
+#[test]
+fn what_can_change_at_once_does_and_the_rest_is_named() {
+    let running = read(&(REQUIRED.to_owned() + "[ssh]\nmax_tries = 3\n")).unwrap();
+    assert_eq!(running.reloaded(running.clone()), (running.clone(), vec![]));
+    let file = REQUIRED.replace("/run/mlad", "/run/other")
+        + "[ssh]\nlisten = ['127.0.0.1:1']\nmax_tries = 7\nenrolment_tries_per_minute = 1\n[job]\nmax_per_user = 5\n";
+    let (now, later) = running.reloaded(read(&file).unwrap());
+    assert_eq!(now.ssh.max_tries, 7);
+    assert_eq!(Config { ssh: Ssh { max_tries: 3, ..now.ssh.clone() }, ..now.clone() }, running);
+    assert_eq!(later, ["run_directory", "ssh.listen", "ssh.enrolment_tries_per_minute", "job"]);
+}

@@ -28,6 +28,7 @@ use super::{
     limits::UserConnection,
 };
 use crate::{
+    config::Config,
     login::{LoginName, parse_login},
     store::{KeyToAdd, StoreError, UserRecord},
 };
@@ -38,7 +39,15 @@ use russh::{
     keys::{Certificate, PublicKey},
     server::{Auth, PublicKeyOffer},
 };
-use std::{borrow::Cow, fmt, net::SocketAddr, sync::Arc};
+use std::{
+    borrow::Cow,
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 /// Keys one connection may offer.
 pub(super) const MAX_OFFERS: usize = 32;
@@ -82,7 +91,10 @@ impl fmt::Display for Credential {
 /// One connection on its way to a login.
 pub(super) struct Authentication {
     server: Arc<Server>,
+    config: Arc<Config>,
     peer: SocketAddr,
+    /// Counts what did not let it in.
+    refused: Arc<AtomicUsize>,
     offers: usize,
     /// The first key offered that nobody knows.
     unknown: Option<String>,
@@ -128,8 +140,19 @@ impl From<CertificateError> for Refusal {
 }
 
 impl Authentication {
-    pub(super) fn new(server: Arc<Server>, peer: SocketAddr) -> Self {
-        Self { server, peer, offers: 0, unknown: None, candidate: None, wrong_codes: 0, notice: None, login: None }
+    pub(super) fn new(server: Arc<Server>, config: Arc<Config>, peer: SocketAddr, refused: Arc<AtomicUsize>) -> Self {
+        Self {
+            server,
+            config,
+            peer,
+            refused,
+            offers: 0,
+            unknown: None,
+            candidate: None,
+            wrong_codes: 0,
+            notice: None,
+            login: None,
+        }
     }
 
     /// The login, once it was let in.
@@ -145,7 +168,7 @@ impl Authentication {
         }
         match self.is_worth_a_signature(offer).await {
             Ok(true) => Auth::Accept,
-            Ok(false) => Auth::reject(),
+            Ok(false) => self.reject(),
             Err(refusal) => self.refuse(refusal),
         }
     }
@@ -157,7 +180,7 @@ impl Authentication {
                 self.login = Some(login);
                 Auth::Accept
             }
-            Ok(None) => Auth::reject(),
+            Ok(None) => self.reject(),
             Err(refusal) => self.refuse(refusal),
         }
     }
@@ -175,7 +198,7 @@ impl Authentication {
 
     /// The prompt for a code (no `response` yet), or what was typed there; none if nothing was asked.
     pub(super) async fn prompted(&mut self, login_name: &str, response: Option<Option<String>>) -> Auth {
-        if self.wrong_codes >= self.server.config.ssh.max_tries {
+        if self.wrong_codes >= self.config.ssh.max_tries {
             return only(MethodKind::PublicKey);
         }
         match response {
@@ -247,7 +270,7 @@ impl Authentication {
     /// The one user that a certificate is, of those its authority may let in: the login name says which, or there
     /// is only one.
     async fn user_of(&self, login_name: &str, certified: &Certified) -> Result<UserRecord, Refusal> {
-        let (store, shared) = (&self.server.store, &self.server.config.ssh.shared_login);
+        let (store, shared) = (&self.server.store, &self.config.ssh.shared_login);
         let login = parse_login(login_name, shared).map_err(|error| Refusal(error.to_string()))?;
         let mut users = Vec::new();
         for principal in &certified.principals {
@@ -306,7 +329,7 @@ impl Authentication {
     ) -> Result<Login, Refusal> {
         let LoginName { workspace, .. } = self.check_user(&user, login_name)?;
         let policy = self.server.store.forwarding_of(user.id).await?;
-        let limit = self.server.config.ssh.max_connections_per_user;
+        let limit = self.config.ssh.max_connections_per_user;
         let slot = self.server.users.add(user.id, limit).ok_or_else(|| {
             Refusal(format!("you have {limit} connections open, which is the limit; close some of them first"))
         })?;
@@ -317,7 +340,7 @@ impl Authentication {
 
     /// Whether this user may log in under this name.
     fn check_user(&self, user: &UserRecord, login_name: &str) -> Result<LoginName, Refusal> {
-        let shared = &self.server.config.ssh.shared_login;
+        let shared = &self.config.ssh.shared_login;
         let login = parse_login(login_name, shared).map_err(|error| Refusal(error.to_string()))?;
         let name = &user.name;
         if login.user.as_ref().is_some_and(|wanted| wanted != name) {
@@ -336,6 +359,11 @@ impl Authentication {
     fn refuse(&mut self, Refusal(reason): Refusal) -> Auth {
         tracing::info!(peer = %self.peer, reason, "refused a login");
         self.notice = Some(reason);
+        self.reject()
+    }
+
+    fn reject(&self) -> Auth {
+        self.refused.fetch_add(1, Ordering::Relaxed);
         Auth::reject()
     }
 

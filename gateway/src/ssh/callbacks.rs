@@ -14,13 +14,17 @@ use super::{
     session::{self, Answer, SFTP},
     setup::{Setup, Start},
 };
+use crate::config::Config;
 use mlad::channel::{Open, PtySize};
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, Pty, Sig,
     keys::Certificate,
     server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey},
 };
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicUsize},
+};
 use tokio::sync::oneshot;
 use tracing::Span;
 
@@ -37,6 +41,7 @@ const ADMINISTRATIVELY_PROHIBITED: u32 = 1;
 /// The callbacks.
 pub(super) struct Callbacks {
     server: Arc<Server>,
+    config: Arc<Config>,
     ends: Ends,
     span: Span,
     authentication: Authentication,
@@ -49,10 +54,19 @@ pub(super) struct Callbacks {
 }
 
 impl Callbacks {
-    pub(super) fn new(server: Arc<Server>, ends: Ends, span: Span, arrival: oneshot::Sender<Arc<Client>>) -> Self {
-        let authentication = Authentication::new(Arc::clone(&server), ends.peer);
+    /// Counts in `refused` what does not let the client in.
+    pub(super) fn new(
+        server: Arc<Server>,
+        config: Arc<Config>,
+        ends: Ends,
+        span: Span,
+        arrival: oneshot::Sender<Arc<Client>>,
+        refused: Arc<AtomicUsize>,
+    ) -> Self {
+        let authentication = Authentication::new(Arc::clone(&server), Arc::clone(&config), ends.peer, refused);
         Self {
             server,
+            config,
             ends,
             span,
             authentication,
@@ -187,7 +201,7 @@ impl Handler for Callbacks {
     async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), russh::Error> {
         let login = self.authentication.take_login().ok_or(russh::Error::NotAuthenticated)?;
         tracing::info!(parent: &self.span, user = login.user.name, key = %login.credential, "logged in");
-        let client = self.server.admit(login, session.handle(), self.ends, self.span.clone());
+        let client = self.server.admit(Arc::clone(&self.config), login, session.handle(), self.ends, self.span.clone());
         if let Some(arrival) = self.arrival.take() {
             _ = arrival.send(Arc::clone(&client));
         }

@@ -8,7 +8,8 @@ use super::{
     certificate::Certified,
     client::{Client, Ends},
     flow::Meter,
-    limits::{CodeTries, SourceSlot, UserConnections},
+    limits::{CodeTries, Counted, SourceSlot, UserConnections},
+    penalties::Offence,
 };
 use crate::{
     config::Config,
@@ -22,7 +23,6 @@ use russh::{
 };
 use std::{
     io,
-    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -34,7 +34,7 @@ use std::{
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, ReadBuf},
     net::TcpStream,
-    sync::{OwnedSemaphorePermit, oneshot, watch},
+    sync::{oneshot, watch},
     time::Instant,
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -58,14 +58,19 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
 
 /// What a connection holds until it has logged in.
-pub(super) type Early = (OwnedSemaphorePermit, SourceSlot);
+pub(super) type Early = (Counted, SourceSlot);
+
+/// What can change while the server runs; a connection keeps what it began with.
+pub(super) struct Settings {
+    pub(super) config: Arc<Config>,
+    pub(super) transport: Transport,
+}
 
 /// What all connections share.
 pub(super) struct Server {
-    pub(super) config: Arc<Config>,
+    pub(super) settings: watch::Sender<Arc<Settings>>,
     pub(super) store: Store,
     pub(super) backend: Arc<dyn Backend>,
-    pub(super) transport: Transport,
     pub(super) users: UserConnections,
     pub(super) code_tries: CodeTries,
     /// Bytes in the queues of all connections.
@@ -76,13 +81,24 @@ pub(super) struct Server {
 }
 
 impl Server {
+    /// The settings as they are now.
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.borrow())
+    }
+
     /// Somebody has logged in.
-    pub(super) fn admit(&self, login: Login, handle: Handle, ends: Ends, span: Span) -> Arc<Client> {
+    pub(super) fn admit(
+        &self,
+        config: Arc<Config>,
+        login: Login,
+        handle: Handle,
+        ends: Ends,
+        span: Span,
+    ) -> Arc<Client> {
         span.record("user", login.user.name.as_str());
         let meter = Meter::new(Arc::clone(login.slot.share()), Arc::clone(&self.queued));
         let (store, credential, user) = (self.store.clone(), login.credential.clone(), login.user.id);
-        let (config, backend) = (Arc::clone(&self.config), Arc::clone(&self.backend));
-        let client = Client::new(config, backend, login, handle, ends, meter, span);
+        let client = Client::new(config, Arc::clone(&self.backend), login, handle, ends, meter, span);
         // When a key was last used is good to know, but nobody waits for it.
         client.spawn(async move {
             let noted = match &credential {
@@ -97,15 +113,33 @@ impl Server {
     }
 }
 
-/// Serves a connection. `early` is held until it has logged in.
-pub(super) async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, early: Early) {
+/// Serves a connection; returns what it has done if it came to nothing. `early` is held until it has logged in.
+pub(super) async fn serve(server: Arc<Server>, stream: TcpStream, ends: Ends, early: Early) -> Option<Offence> {
     let number = server.numbers.fetch_add(1, Ordering::Relaxed);
-    let span = tracing::info_span!("ssh", connection = number, %peer, user = tracing::field::Empty);
-    let grace = Instant::now() + Duration::from_secs(server.config.ssh.login_grace_seconds.max(1));
-    if let Err(end) = run(server, stream, peer, early, grace, span.clone()).await {
+    let span = tracing::info_span!("ssh", connection = number, peer = %ends.peer, user = tracing::field::Empty);
+    let mut course = Course::default();
+    let ended = run(server, stream, ends, early, span.clone(), &mut course).await;
+    if let Err(end) = &ended {
         // Port scanners come by all day.
         tracing::debug!(parent: &span, reason = %end, "the connection ended");
     }
+    let tried = course.refused.load(Ordering::Relaxed) > 0;
+    match ended {
+        _ if course.logged_in => None,
+        Err(ConnectionEnd::Stopping) => None,
+        Err(ConnectionEnd::Grace) => Some(Offence::Slow),
+        Err(ConnectionEnd::NoSsh) => Some(Offence::Garbage),
+        _ if tried => Some(Offence::Failed),
+        _ => Some(Offence::Silent),
+    }
+}
+
+/// How far a connection has come.
+#[derive(Default)]
+struct Course {
+    logged_in: bool,
+    /// Keys, certificates and codes that did not let it in.
+    refused: Arc<AtomicUsize>,
 }
 
 /// Why a connection ended otherwise than by the client's wish.
@@ -128,15 +162,16 @@ enum ConnectionEnd {
 async fn run(
     server: Arc<Server>,
     stream: TcpStream,
-    peer: SocketAddr,
+    ends: Ends,
     early: Early,
-    grace: Instant,
     span: Span,
+    course: &mut Course,
 ) -> Result<(), ConnectionEnd> {
+    let settings = server.settings();
+    let grace = Instant::now() + Duration::from_secs(settings.config.ssh.login_grace_seconds.max(1));
     stream.set_nodelay(true)?;
     // From before anybody is let in, so that no change after that is missed.
     let access = server.store.access_changes();
-    let ends = Ends { peer, local: stream.local_addr()? };
     let mut stream = BufReader::with_capacity(READ_BUFFER, stream);
     let greeted = tokio::time::timeout_at(grace, exchange_identification(&mut stream));
     let identification = tokio::select! {
@@ -146,10 +181,12 @@ async fn run(
     let cut = CancellationToken::new();
     let _cut_at_the_end = cut.clone().drop_guard();
     let text = String::from_utf8_lossy(&identification);
-    let transport = server.transport.for_client(text.trim_end());
+    let transport = settings.transport.for_client(text.trim_end());
     let wire = Wire::new(stream, identification.clone().into(), cut.clone());
     let (arrival, arrived) = oneshot::channel();
-    let callbacks = Callbacks::new(Arc::clone(&server), ends, span, arrival);
+    let config = Arc::clone(&settings.config);
+    let refused = Arc::clone(&course.refused);
+    let callbacks = Callbacks::new(Arc::clone(&server), config, ends, span, arrival, refused);
     let mut session = run_stream(transport, wire, callbacks).await?;
     let handle = session.handle();
     let client = tokio::select! {
@@ -158,6 +195,7 @@ async fn run(
         () = tokio::time::sleep_until(grace) => return Err(ConnectionEnd::Grace),
         () = server.stop.cancelled() => return Err(ConnectionEnd::Stopping),
     };
+    course.logged_in = true;
     drop(early);
     client.spawn(watch_access(Arc::clone(&server), Arc::clone(&client), access));
     let ended = tokio::select! {

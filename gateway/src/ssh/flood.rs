@@ -4,10 +4,11 @@
 use super::{
     Backend, Entered, Place, Refusal, Worker,
     algorithms::Transport,
-    connection::{self, Server},
+    client::Ends,
+    connection::{self, Server, Settings},
     host_keys::load_host_keys,
     key::key_to_add,
-    limits::{CodeTries, Sources, UserConnections},
+    limits::{CodeTries, Counter, Sources, UserConnections},
 };
 use crate::{
     config::Config,
@@ -31,7 +32,7 @@ use std::{
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::watch,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -97,13 +98,15 @@ impl Site {
         let user = store.add_user(&NewUser { name: "alice".into(), role: None, uid: None }).await.unwrap();
         store.add_key(user.id, &key_to_add(key.public_key()).unwrap()).await.unwrap();
         let server = Server {
-            transport: Transport::open_to_all(&config.ssh, &keys),
+            settings: watch::Sender::new(Arc::new(Settings {
+                transport: Transport::open_to_all(&config.ssh, &keys),
+                config: Arc::new(config),
+            })),
             users: UserConnections::default(),
             code_tries: CodeTries::new(1),
             queued: Arc::default(),
             stop: CancellationToken::new(),
             numbers: Default::default(),
-            config: Arc::new(config),
             store,
             backend: Arc::new(Closed),
         };
@@ -115,9 +118,10 @@ impl Site {
     async fn connect(&self, lies: Lies) -> client::Handle<Trusting> {
         let outward = TcpStream::connect(self.listener.local_addr().unwrap()).await.unwrap();
         let (stream, peer) = self.listener.accept().await.unwrap();
-        let early = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        let source = Sources::new(10).add(peer.ip()).unwrap();
-        tokio::spawn(connection::serve(Arc::clone(&self.server), stream, peer, (early, source)));
+        let early = Counter::default().add(1).unwrap();
+        let source = Sources::default().add(peer.ip(), 10).unwrap();
+        let ends = Ends { peer, local: stream.local_addr().unwrap() };
+        tokio::spawn(connection::serve(Arc::clone(&self.server), stream, ends, (early, source)));
         let (near, far) = tokio::io::duplex(64 * 1024);
         tokio::spawn(relay(far, outward, lies));
         let preferred = Preferred {

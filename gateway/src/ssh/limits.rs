@@ -97,12 +97,50 @@ fn count_up_to(count: &AtomicUsize, limit: usize) -> bool {
     count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < limit).then_some(count + 1)).is_ok()
 }
 
-/// Connections that have not logged in, by source address: so that one source cannot keep all others out.
-#[derive(Debug, Clone)]
-pub(super) struct Sources {
-    limit: usize,
-    counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
+/// How many there are of something.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Counter(Arc<AtomicUsize>);
+
+/// One of them; it counts until it is dropped.
+#[derive(Debug)]
+pub(super) struct Counted(Arc<AtomicUsize>);
+
+impl Counter {
+    /// Counts one more; none if there are `limit` already.
+    pub(super) fn add(&self, limit: usize) -> Option<Counted> {
+        count_up_to(&self.0, limit).then(|| Counted(Arc::clone(&self.0)))
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
 }
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How many of a hundred new connections are to be dropped when `count` others have not logged in: none below `from`,
+/// all at `full`, and in between from `percent` on in proportion.
+pub(super) fn early_drop_percent(count: usize, from: usize, percent: u32, full: usize) -> u32 {
+    if count >= full {
+        return 100;
+    }
+    if count < from {
+        return 0;
+    }
+    let (steps, step) = (full - from, count - from);
+    let rest = 100_u32.saturating_sub(percent);
+    let more = u64::from(rest) * u64::try_from(step).unwrap_or(u64::MAX) / u64::try_from(steps).unwrap_or(u64::MAX);
+    percent.saturating_add(u32::try_from(more).unwrap_or(rest)).min(100)
+}
+
+/// Connections that have not logged in, by source address: so that one source cannot keep all others out.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sources(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
 /// One of them; it counts until it is dropped.
 #[derive(Debug)]
@@ -112,17 +150,13 @@ pub(super) struct SourceSlot {
 }
 
 impl Sources {
-    /// Each may have a part of `max_unauthenticated`.
-    pub(super) fn new(max_unauthenticated: usize) -> Self {
-        Self { limit: (max_unauthenticated / SOURCE_PART).max(SOURCE_LEAST), counts: Arc::default() }
-    }
-
-    /// Counts one more; none if this source has its part already.
-    pub(super) fn add(&self, source: IpAddr) -> Option<SourceSlot> {
+    /// Counts one more; none if this source has its part of `max_unauthenticated` already.
+    pub(super) fn add(&self, source: IpAddr, max_unauthenticated: usize) -> Option<SourceSlot> {
+        let limit = (max_unauthenticated / SOURCE_PART).max(SOURCE_LEAST);
         let source = network_of(source);
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(source).or_default();
-        if *count >= self.limit {
+        if *count >= limit {
             return None;
         }
         *count += 1;
@@ -132,7 +166,7 @@ impl Sources {
 
 impl Drop for SourceSlot {
     fn drop(&mut self) {
-        let mut counts = self.all.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(&self.source) {
             *count -= 1;
             if *count == 0 {
@@ -160,7 +194,7 @@ impl CodeTries {
 }
 
 /// Who counts as one source: an IPv4 address, or an IPv6 customer's network.
-fn network_of(source: IpAddr) -> IpAddr {
+pub(super) fn network_of(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V6(address) => {
             IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << (u128::BITS - IPV6_PREFIX))))
@@ -201,21 +235,41 @@ mod tests {
 
     #[test]
     fn a_source_has_a_part_of_the_door() {
-        let sources = Sources::new(100);
+        let sources = Sources::default();
         let crowd: IpAddr = "192.0.2.1".parse().unwrap();
-        let mut slots: Vec<_> = (0..25).map(|_| sources.add(crowd).unwrap()).collect();
-        assert!(sources.add(crowd).is_none());
-        assert!(sources.add("::ffff:192.0.2.1".parse().unwrap()).is_none());
-        assert!(sources.add("192.0.2.2".parse().unwrap()).is_some());
+        let mut slots: Vec<_> = (0..25).map(|_| sources.add(crowd, 100).unwrap()).collect();
+        assert!(sources.add(crowd, 100).is_none());
+        assert!(sources.add("::ffff:192.0.2.1".parse().unwrap(), 100).is_none());
+        assert!(sources.add("192.0.2.2".parse().unwrap(), 100).is_some());
         slots.pop();
-        assert!(sources.add(crowd).is_some());
+        assert!(sources.add(crowd, 100).is_some());
         drop(slots);
-        assert!(sources.counts.lock().unwrap().is_empty());
+        assert!(sources.0.lock().unwrap().is_empty());
         // However small the door is, several people behind one address find room.
-        let few = Sources::new(8);
-        let slots: Vec<_> = (0..SOURCE_LEAST).map(|_| few.add(crowd).unwrap()).collect();
-        assert!(few.add(crowd).is_none());
+        let few = Sources::default();
+        let slots: Vec<_> = (0..SOURCE_LEAST).map(|_| few.add(crowd, 8).unwrap()).collect();
+        assert!(few.add(crowd, 8).is_none());
         drop(slots);
+    }
+
+    #[test]
+    fn the_fuller_the_door_the_more_are_dropped() {
+        let percent = |count| early_drop_percent(count, 100, 30, 200);
+        assert_eq!([0, 99, 100, 150, 199, 200, 5000].map(percent), [0, 0, 30, 65, 99, 100, 100]);
+        // Where it would begin beyond the most, nobody is dropped by chance.
+        assert_eq!([1, 2].map(|count| early_drop_percent(count, 100, 30, 2)), [0, 100]);
+        assert_eq!([99, 100].map(|count| early_drop_percent(count, 100, 30, 100)), [0, 100]);
+        assert_eq!(early_drop_percent(150, 100, 100, 200), 100);
+    }
+
+    #[test]
+    fn what_is_counted_counts_while_it_lives() {
+        let counter = Counter::default();
+        let (first, _second) = (counter.add(2).unwrap(), counter.add(2).unwrap());
+        assert!(counter.add(2).is_none() && counter.count() == 2);
+        drop(first);
+        // A limit that has become smaller holds for those who come.
+        assert!(counter.add(1).is_none() && counter.add(2).is_some());
     }
 
     #[test]

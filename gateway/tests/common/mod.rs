@@ -64,6 +64,7 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 pub struct Site {
     pub store: Store,
     pub address: SocketAddr,
+    pub settings: watch::Sender<Arc<Config>>,
     pub backend: Arc<Stage>,
     pub shutdown: CancellationToken,
     pub server: JoinHandle<()>,
@@ -95,15 +96,21 @@ impl Site {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let state = SshState { config: Arc::new(config), store: store.clone(), backend: backend.clone() };
+        let settings = watch::Sender::new(Arc::new(config));
+        let state = SshState { config: settings.subscribe(), store: store.clone(), backend: backend.clone() };
         let serving = ssh::serve(state, vec![listener], shutdown.clone());
         let server = tokio::spawn(async move { serving.await.unwrap() });
-        Self { store, address, backend, shutdown, server, folder }
+        Self { store, address, settings, backend, shutdown, server, folder }
     }
 
     /// A server with the usual settings.
     pub async fn start() -> Self {
         Self::with_settings("").await
+    }
+
+    /// Changes a setting while the server runs; connections to come will have it.
+    pub fn change(&self, change: impl FnOnce(&mut Config)) {
+        self.settings.send_modify(|config| change(Arc::make_mut(config)));
     }
 
     /// A user.

@@ -23,5 +23,6 @@ mod hostile_client;
 mod listening;
 mod permissions;
 mod picker;
+mod protection;
 mod sessions;
 mod subsystems;

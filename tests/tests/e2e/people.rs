@@ -1,7 +1,9 @@
 //! Rows A2, H2: enrolment with a one-time code, and what an administrator does is written down.
 
-use mlad_tests::{Outcome, Person, Site};
-use std::fs;
+use mlad_tests::{Outcome, Person, Site, eventually};
+use std::{fs, time::Duration};
+
+const LONG: Duration = Duration::from_secs(120);
 
 /// Logs in on a terminal, types the code when asked, and leaves at the shell's prompt.
 fn enrol(person: &Person, code: &str) -> Outcome {
@@ -177,4 +179,24 @@ fn what_somebody_may_forward_is_decided_by_an_administrator() {
     assert!(!told.contains("administratively prohibited") && told.contains("open failed"), "{told}");
     let now = site.mlad_json(&["admin", "project", "forwarding", "secret"]);
     assert_eq!((now["local"].as_bool(), now["remote"].as_bool()), (Some(false), Some(true)));
+}
+
+#[test]
+fn changed_settings_are_read_anew_without_dropping_anybody() {
+    let site =
+        Site::builder().setting("ssh", "max_connections_per_user = 50").setting("job", "max_attempts = 3").start();
+    let alice = site.person("alice");
+    let mut session = alice.start(&[], &["echo up; cat"]);
+    assert_eq!(session.lines().next(LONG), "up");
+    site.change_setting("max_connections_per_user = 50", "max_connections_per_user = 1");
+    eventually("the new limit holds", LONG, || alice.ssh("true").code == 255);
+    // What is wrong changes nothing, and says why; what cannot change now is named.
+    site.change_setting("max_connections_per_user = 1", "max_connections_per_user = 0");
+    eventually("the mistake is said", LONG, || site.log().contains("the settings stay as they are"));
+    assert_eq!(alice.ssh("true").code, 255);
+    site.change_setting("max_attempts = 3", "max_attempts = 5");
+    site.change_setting("max_connections_per_user = 0", "max_connections_per_user = 50");
+    eventually("the old limit holds again", LONG, || alice.ssh("true").code == 0);
+    assert!(site.log().contains("holds from the next start only") && site.log().contains("job"));
+    assert_eq!(session.child.try_wait().unwrap(), None, "who was there is there");
 }
