@@ -138,6 +138,8 @@ impl Outcome {
 #[derive(Debug, Clone)]
 pub struct Person {
     folder: PathBuf,
+    /// Host, port and user name.
+    address: [String; 3],
 }
 
 impl Person {
@@ -145,7 +147,7 @@ impl Person {
         fs::create_dir_all(folder).unwrap();
         let key = folder.join("id_ed25519");
         Outcome::of(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key)).success();
-        let person = Self { folder: folder.into() };
+        let mut person = Self { folder: folder.into(), address: Default::default() };
         person.configure("127.0.0.1", port, "mlad");
         person
     }
@@ -156,7 +158,7 @@ impl Person {
     /// When the folder cannot be made.
     #[must_use]
     pub fn elsewhere(&self, name: &str, address: &str, port: u16, user: &str) -> Self {
-        let person = Self { folder: self.path(name) };
+        let mut person = Self { folder: self.path(name), address: Default::default() };
         fs::create_dir_all(&person.folder).unwrap();
         for file in ["id_ed25519", "id_ed25519.pub"] {
             fs::copy(self.path(file), person.path(file)).unwrap();
@@ -165,7 +167,8 @@ impl Person {
         person
     }
 
-    fn configure(&self, address: &str, port: u16, user: &str) {
+    fn configure(&mut self, address: &str, port: u16, user: &str) {
+        self.address = [address.into(), port.to_string(), user.into()];
         let config = format!(
             "Host server\n  HostName {address}\n  Port {port}\n  User {user}\n  IdentityFile {key}\n  IdentitiesOnly yes\n  \
              UserKnownHostsFile {hosts}\n  StrictHostKeyChecking accept-new\n  LogLevel ERROR\n",
@@ -173,6 +176,11 @@ impl Person {
             hosts = self.path("known_hosts").display()
         );
         fs::write(self.path("ssh_config"), config).unwrap();
+    }
+
+    /// Where they log in: host, port and user name.
+    pub fn address(&self) -> &[String; 3] {
+        &self.address
     }
 
     /// Their public key's file.

@@ -6,8 +6,10 @@
 
 mod clients;
 mod site;
+mod sshd;
 mod wait;
 
 pub use clients::{Lines, Outcome, Person, RunningClient, inside};
 pub use site::{Programs, Site, SiteBuilder, ends_with_this_test};
+pub use sshd::Sshd;
 pub use wait::{eventually, eventually_some, within};

@@ -1,10 +1,10 @@
 //! MLAD beside what people use without it, in one run on one machine: OpenSSH's sshd in a container of the same
-//! image, and `docker run`. Started by `scripts/benchmark`, which makes the image `mlad/base-sshd:1`.
+//! image, and `docker run`. Started by `scripts/benchmark`, which fetches OpenSSH's server.
 //!
 //! The two sides take turns, so that a slow minute of the machine hits both; what is printed is the ratio of the
 //! medians, and how far apart the quarters of each side lie.
 
-use mlad_tests::{Person, Programs, Site, eventually};
+use mlad_tests::{Person, Programs, Site, Sshd, eventually};
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -147,40 +147,4 @@ fn until_prompt(mut command: Command) -> Duration {
     drop(child.kill());
     drop(child.wait());
     time
-}
-
-/// OpenSSH's server in a container of the base image, with the same person's key.
-struct Sshd<'a> {
-    site: &'a Site,
-    name: String,
-    person: Person,
-}
-
-impl<'a> Sshd<'a> {
-    fn start(site: &'a Site, alice: &Person) -> Self {
-        let name = format!("{}-sshd", site.instance());
-        let key = fs::read_to_string(alice.public_key()).unwrap();
-        let start = format!(
-            "useradd -m -s /bin/bash alice && usermod -p '*' alice && mkdir -p /home/alice/.ssh /run/sshd && \
-             echo '{}' > /home/alice/.ssh/authorized_keys && chown -R alice /home/alice/.ssh && ssh-keygen -A && \
-             exec /usr/sbin/sshd -D -e -o UsePAM=no -o UseDNS=no -o MaxStartups=100",
-            key.trim()
-        );
-        let network = format!("{}-sshd", site.instance());
-        site.docker(&["network", "create", &network]).success();
-        site.docker(&["run", "-d", "--name", &name, "--network", &network, "mlad/base-sshd:1", "sh", "-c", &start])
-            .success();
-        let template = format!("{{{{(index .NetworkSettings.Networks \"{network}\").IPAddress}}}}");
-        let address = site.docker(&["inspect", "-f", &template, &name]).success().text();
-        let person = alice.elsewhere("sshd", &address, 22, "alice");
-        eventually("sshd answers", Duration::from_secs(30), || person.ssh("true").code == 0);
-        Self { site, name, person }
-    }
-}
-
-impl Drop for Sshd<'_> {
-    fn drop(&mut self) {
-        self.site.docker(&["rm", "-f", &self.name]);
-        self.site.docker(&["network", "rm", &self.name]);
-    }
 }

@@ -9,6 +9,7 @@ mod files;
 mod jobs;
 mod login;
 mod manual;
+mod oracle;
 mod people;
 mod projects;
 mod service;
