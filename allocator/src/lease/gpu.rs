@@ -6,6 +6,7 @@ use crate::{
     node::{Device, Instance, Reading},
     placement::{SlotState, Space},
 };
+use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -24,6 +25,8 @@ pub(super) struct Gpu {
     pub(super) index: u32,
     pub(super) model: Arc<Model>,
     pub(super) instances: Vec<Instance>,
+    /// When it was last read.
+    pub(super) read_at: Timestamp,
     /// Why nothing may be granted on it.
     pub(super) fault: Option<Doubt>,
     /// Instances that may not be granted.
@@ -98,6 +101,7 @@ impl Gpu {
             index,
             model: Arc::new(model),
             instances,
+            read_at: Timestamp::UNIX_EPOCH,
             fault: None,
             doubts: BTreeMap::new(),
             barred: BTreeMap::new(),

@@ -319,6 +319,9 @@ impl Ledger {
                 self.rebuild_all();
             }
         }
+        if let Some(gpu) = self.gpu_mut(uuid) {
+            gpu.read_at = now.wall;
+        }
         self.compare(uuid, now);
     }
 

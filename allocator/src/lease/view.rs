@@ -212,12 +212,13 @@ impl Ledger {
             columns: 0,
             slices: Vec::new(),
             profiles: Vec::new(),
+            read_at: None,
             fault: Some(unread.doubt.reason.clone()),
         }));
         gpus.sort_by(|a, b| (&a.node, a.index).cmp(&(&b.node, b.index)));
         // What is told of a machine that does not answer is older, and says so.
         let as_of = self.nodes.values().map(|node| node.read_at).max().unwrap_or(Timestamp::UNIX_EPOCH);
-        GpuMap { gpus, as_of }
+        GpuMap { gpus, as_of, late: None }
     }
 
     fn gpu_to_api(&self, gpu: &Gpu) -> mlad::api::Gpu {
@@ -247,6 +248,7 @@ impl Ledger {
                     user: lease.request.user.to_string(),
                     workload: lease.request.workload.clone(),
                     since: lease.granted_at,
+                    until: lease.known_end(),
                 }),
             }
         };
@@ -263,6 +265,7 @@ impl Ledger {
             columns: if gpu.model.sliced { gpu.model.columns } else { 0 },
             slices,
             profiles: self.rooms(gpu),
+            read_at: Some(gpu.read_at),
             fault: gpu.fault.as_ref().map(|fault| fault.reason.clone()).or_else(|| self.in_quarantine(&gpu.uuid)),
         }
     }

@@ -38,8 +38,9 @@ pub use server::serve_stream;
 
 use crate::{config::Config, image::Catalog, job::Jobs, runtime::Runtime, store::Store, workspace::Workspaces};
 use axum::Router;
+use mlad::api::GpuMap;
 use mlad_allocator::Allocate;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use turns::Turns;
 
 /// What the API answers from.
@@ -59,6 +60,8 @@ pub struct Rooms {
     pub workspaces: Workspaces,
     /// The controller of jobs.
     pub jobs: Jobs,
+    /// What the allocator said last of the GPUs.
+    last_map: Arc<Mutex<Option<GpuMap>>>,
     /// Who may list files now.
     pub(crate) listings: Turns,
 }
@@ -74,7 +77,17 @@ impl Rooms {
         workspaces: Workspaces,
         jobs: Jobs,
     ) -> Self {
-        Self { config, store, allocator, runtime, catalog, workspaces, jobs, listings: Turns::default() }
+        Self {
+            config,
+            store,
+            allocator,
+            runtime,
+            catalog,
+            workspaces,
+            jobs,
+            last_map: Arc::default(),
+            listings: Turns::default(),
+        }
     }
 }
 

@@ -4,10 +4,11 @@
 use super::{
     Rooms,
     caller::{Account, Caller},
-    failure::Answer,
+    failure::{Answer, Failure},
 };
 use axum::{Json, extract::State};
 use mlad::api::{GpuMap, Identity, ImageList, Lease, Quota, Wait};
+use std::sync::PoisonError;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub(super) fn routes() -> OpenApiRouter<Rooms> {
@@ -26,16 +27,31 @@ async fn whoami(caller: Caller) -> Json<Identity> {
     Json(caller.0)
 }
 
-/// Every GPU and what is on it.
+/// Every GPU and what is on it. While the allocator does not answer: what it said last, and `late` says why.
 #[utoipa::path(get, path = "/v1/gpus", tag = "view", responses((status = 200, body = GpuMap)))]
 async fn list_gpus(State(state): State<Rooms>, caller: Caller) -> Answer<Json<GpuMap>> {
-    let mut map = state.allocator.map().await?;
+    let mut map = current_or_last(&state).await?;
     for slice in map.gpus.iter_mut().flat_map(|gpu| &mut gpu.slices) {
         if let Some(holder) = slice.holder.as_mut().filter(|holder| !caller.may_see(&holder.user)) {
             holder.workload = kind(&holder.workload).into();
         }
     }
     Ok(Json(map))
+}
+
+/// The map; while the allocator does not answer, what it said last, marked as such.
+async fn current_or_last(state: &Rooms) -> Answer<GpuMap> {
+    let last = || state.last_map.lock().unwrap_or_else(PoisonError::into_inner);
+    match state.allocator.map().await {
+        Ok(map) => {
+            *last() = Some(map.clone());
+            Ok(map)
+        }
+        Err(error) => {
+            let known = last().clone().ok_or_else(|| Failure::from(error.clone()))?;
+            Ok(GpuMap { late: Some(error.to_string()), ..known })
+        }
+    }
 }
 
 /// Every lease in force: `mlad who`. Of others' leases, `workload` is only its kind and `fence` 0.

@@ -135,7 +135,7 @@ impl Allocate for FakeAllocator {
     }
 
     async fn map(&self) -> Result<GpuMap, AllocatorError> {
-        self.call(|_| Ok(GpuMap { gpus: Vec::new(), as_of: Timestamp::now() })).await
+        self.call(|_| Ok(GpuMap { gpus: Vec::new(), as_of: Timestamp::now(), late: None })).await
     }
 
     async fn nodes(&self) -> Result<Vec<mlad::api::NodeInfo>, AllocatorError> {

@@ -189,7 +189,7 @@ impl Allocate for House {
     }
 
     async fn map(&self) -> Result<GpuMap, AllocatorError> {
-        Ok(GpuMap { gpus: Vec::new(), as_of: Timestamp::now() })
+        Ok(GpuMap { gpus: Vec::new(), as_of: Timestamp::now(), late: None })
     }
 
     async fn nodes(&self) -> Result<Vec<mlad::api::NodeInfo>, AllocatorError> {

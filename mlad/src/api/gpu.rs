@@ -159,6 +159,9 @@ pub struct GpuMap {
     pub gpus: Vec<Gpu>,
     /// When the driver was last asked.
     pub as_of: Timestamp,
+    /// Why it is not as of now, if it is not: the allocator does not answer, and this is what it said last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late: Option<String>,
 }
 
 /// One physical GPU.
@@ -184,6 +187,9 @@ pub struct Gpu {
     /// out of service. One `gpu` where there is no MIG.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub profiles: Vec<ProfileRoom>,
+    /// When it was last read; none if it never was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_at: Option<Timestamp>,
     /// Why it is out of service, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
@@ -242,6 +248,9 @@ pub struct Holder {
     pub workload: String,
     /// Since when.
     pub since: Timestamp,
+    /// When it ends at the latest, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
 }
 
 /// The right of one workload to its slices.

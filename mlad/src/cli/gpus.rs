@@ -5,14 +5,16 @@ use super::{
     output::{self, Output, ago, local_time, memory, or_dash, plain},
 };
 use crate::{
-    api::{Gpu, GpuMap, Job, JobId, JobState, Lease, Slice, SliceState, Wait, Workspace},
+    api::{Gpu, GpuMap, Job, JobId, JobState, Lease, ProfileRoom, Slice, SliceState, Wait, Workspace},
     client::{Client, JobQuery},
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 /// Characters a column of the placement axis takes in the map.
 const COLUMN_WIDTH: usize = 9;
+/// A GPU that was not read for so long is marked; it is read every minute.
+const LATE: SignedDuration = SignedDuration::from_mins(3);
 
 /// Who holds slices and who waits for them.
 #[derive(Debug, Serialize)]
@@ -69,35 +71,73 @@ fn wait_row(wait: &Wait, now: Timestamp) -> [String; 7] {
 
 pub(super) async fn map(client: &Client, output: &Output) -> Outcome {
     let map = client.gpus().await?;
-    output.show(&map, draw)
+    let (now, width) = (Timestamp::now(), output::width());
+    output.show(&map, |map| draw(map, now, width))
 }
 
-/// One strip a GPU: every instance with its profile and holder, free columns as dots.
-fn draw(map: &GpuMap) -> String {
+/// A strip for each GPU, with every instance, and below it who holds them and what would fit beside them.
+fn draw(map: &GpuMap, now: Timestamp, width: Option<usize>) -> String {
     if map.gpus.is_empty() {
         return "no GPUs\n".into();
     }
     let mut text = String::new();
     for gpu in &map.gpus {
-        text += &format!("{} GPU {}  {}  {}{}\n", gpu.node, gpu.index, gpu.model, memory(gpu.memory_mib), note(gpu));
-        text += &format!("  {}\n", strip(gpu));
+        let note = note(gpu, now);
+        text += &format!("{} GPU {}  {}  {}{note}\n", gpu.node, gpu.index, plain(&gpu.model), memory(gpu.memory_mib));
+        text += &format!("  {}\n", strip(gpu, width));
+        let holders: String = gpu.slices.iter().filter_map(|slice| holder(slice, now)).collect();
+        text += &holders;
+        let fits: Vec<String> = gpu.profiles.iter().rev().filter(|room| room.free > 0).map(room).collect();
+        if !fits.is_empty() {
+            text += &format!("  fits now: {}\n", fits.join(", "));
+        }
+    }
+    if let Some(late) = &map.late {
+        text += &format!("NOT CURRENT: {}\n", plain(late));
     }
     text + &format!("as of {}\n", local_time(map.as_of))
 }
 
-fn note(gpu: &Gpu) -> String {
+fn note(gpu: &Gpu, now: Timestamp) -> String {
+    let late = gpu.read_at.filter(|read_at| now.duration_since(*read_at) > LATE);
+    let late = late.map(|read_at| format!("  READ LAST {} AGO", ago(read_at, now))).unwrap_or_default();
     match &gpu.fault {
-        Some(fault) => format!("  OUT OF SERVICE: {}", plain(fault)),
-        None if !gpu.mig => "  whole (MIG is off)".into(),
-        None => String::new(),
+        Some(fault) => format!("  OUT OF SERVICE: {}{late}", plain(fault)),
+        None if !gpu.mig => format!("  whole (MIG is off){late}"),
+        None => late,
     }
 }
 
-fn strip(gpu: &Gpu) -> String {
+fn room(room: &ProfileRoom) -> String {
+    match room.free {
+        1 => room.profile.clone(),
+        free => format!("{} x{free}", room.profile),
+    }
+}
+
+fn holder(slice: &Slice, now: Timestamp) -> Option<String> {
+    let holder = slice.holder.as_ref()?;
+    let until = holder.until.map(|until| format!(", ends {}", ago(until, now))).unwrap_or_default();
+    let doubt = if slice.state == SliceState::Quarantined { " (in doubt)" } else { "" };
+    Some(format!(
+        "  {}  {}  {}  {}  for {}{until}{doubt}\n",
+        slice.profile,
+        memory(slice.memory_mib),
+        plain(&holder.user),
+        plain(&holder.workload),
+        ago(holder.since, now)
+    ))
+}
+
+fn strip(gpu: &Gpu, width: Option<usize>) -> String {
     if gpu.columns == 0 {
         let holder = gpu.slices.iter().find_map(|slice| slice.holder.as_ref());
-        return holder.map_or_else(|| "[free]".into(), |holder| format!("[{} {}]", holder.user, holder.workload));
+        return holder.map_or_else(|| "[free]".into(), |holder| format!("[{}]", plain(&holder.user)));
     }
+    // Three for the margin and the first bar; a narrow terminal gets narrow columns.
+    let fits = width.map(|width| width.saturating_sub(3) / gpu.columns as usize);
+    let column_width = fits.map_or(COLUMN_WIDTH, |fits| fits.clamp(2, COLUMN_WIDTH));
+    let free = |columns: u32| -> String { (0..columns).map(|_| cell(".", 1, column_width)).collect() };
     let mut slices: Vec<&Slice> = gpu.slices.iter().filter(|slice| slice.placement.is_some()).collect();
     slices.sort_by_key(|slice| slice.placement);
     let mut text = String::from("|");
@@ -105,27 +145,23 @@ fn strip(gpu: &Gpu) -> String {
     for slice in slices {
         let Some(placement) = slice.placement else { continue };
         text += &free(placement.start.saturating_sub(column));
-        text += &cell(&label(slice), placement.size);
+        text += &cell(&label(slice), placement.size, column_width);
         column = placement.start + placement.size;
     }
     text + &free(gpu.columns.saturating_sub(column))
 }
 
-fn free(columns: u32) -> String {
-    (0..columns).map(|_| cell(".", 1)).collect()
-}
-
 fn label(slice: &Slice) -> String {
     match (&slice.holder, slice.state) {
-        (Some(holder), _) => format!("{} {}", slice.profile, holder.user),
+        (Some(holder), _) => format!("{} {}", slice.profile, plain(&holder.user)),
         (None, SliceState::Quarantined) => format!("{} ?", slice.profile),
         (None, _) => format!("{} -", slice.profile),
     }
 }
 
 /// A label cut or padded to its columns, with a bar behind it.
-fn cell(label: &str, columns: u32) -> String {
-    let width = (columns as usize * COLUMN_WIDTH).saturating_sub(1);
+fn cell(label: &str, columns: u32, column_width: usize) -> String {
+    let width = (columns as usize * column_width).saturating_sub(1);
     let label: String = label.chars().take(width).collect();
     format!("{label:<width$}|")
 }
@@ -231,13 +267,13 @@ mod tests {
                 user: user.into(),
                 workload: "w-1-1".into(),
                 since: Timestamp::UNIX_EPOCH,
+                until: Timestamp::from_second(3660).ok(),
             }),
         }
     }
 
-    #[test]
-    fn a_gpu_is_a_strip_of_its_columns() {
-        let gpu = Gpu {
+    fn gpu() -> Gpu {
+        Gpu {
             node: "n".into(),
             index: 0,
             uuid: "GPU-1".into(),
@@ -246,12 +282,39 @@ mod tests {
             mig: true,
             columns: 8,
             slices: vec![slice("3g.20gb", 4, 4, None), slice("1g.5gb", 0, 1, Some("alice"))],
-            profiles: vec![],
+            profiles: vec![
+                ProfileRoom { profile: "1g.5gb".into(), memory_mib: 4864, free: 3, most: 7 },
+                ProfileRoom { profile: "7g.40gb".into(), memory_mib: 40_192, free: 0, most: 1 },
+            ],
+            read_at: Some(Timestamp::UNIX_EPOCH),
             fault: None,
-        };
-        let strip = strip(&gpu);
-        assert_eq!(strip.chars().count(), 1 + 8 * COLUMN_WIDTH, "{strip}");
-        assert!(strip.starts_with("|1g.5gb a|.       |"), "{strip}");
-        assert!(strip.contains("|3g.20gb -  "), "{strip}");
+        }
+    }
+
+    #[test]
+    fn a_gpu_is_a_strip_of_its_columns() {
+        let wide = strip(&gpu(), None);
+        assert_eq!(wide.chars().count(), 1 + 8 * COLUMN_WIDTH, "{wide}");
+        assert!(wide.starts_with("|1g.5gb a|.       |"), "{wide}");
+        assert!(wide.contains("|3g.20gb -  "), "{wide}");
+        for width in [20, 40, 60, 200] {
+            let strip = strip(&gpu(), Some(width));
+            assert!(strip.chars().count() + 2 <= width.max(19), "{width}: {strip}");
+        }
+    }
+
+    #[test]
+    fn a_map_names_holders_and_room_and_marks_what_is_late() {
+        let map = GpuMap { gpus: vec![gpu()], as_of: Timestamp::UNIX_EPOCH, late: None };
+        let now = Timestamp::from_second(60).unwrap();
+        let text = draw(&map, now, None);
+        assert!(text.contains("  1g.5gb  4.7 GiB  alice  w-1-1  for 1m00s, ends in 1h00m\n"), "{text}");
+        assert!(
+            text.contains("  fits now: 1g.5gb x3\n") && !text.contains("CURRENT") && !text.contains("READ"),
+            "{text}"
+        );
+        let later =
+            draw(&GpuMap { late: Some("it is away".into()), ..map }, Timestamp::from_second(600).unwrap(), None);
+        assert!(later.contains("NOT CURRENT: it is away") && later.contains("READ LAST 10m00s AGO"), "{later}");
     }
 }

@@ -85,6 +85,13 @@ pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), CliError> {
     })
 }
 
+/// Columns of the terminal that standard output is; none if it is none.
+pub(super) fn width() -> Option<usize> {
+    let out = io::stdout();
+    let size = rustix::termios::tcgetwinsize(&out).ok().filter(|_| out.is_terminal())?;
+    (size.ws_col > 0).then_some(usize::from(size.ws_col))
+}
+
 /// A table without lines; empty rows give the sentence instead.
 pub(super) fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>, empty: &str) -> String {
     if rows.is_empty() {

@@ -69,7 +69,11 @@ fn the_gateway_works_with_an_allocator_elsewhere_and_outlives_its_crash() {
     assert!(!site.log().contains("a-secret-of-the-two-alone"), "no secret is logged");
 
     // Who is in does not notice; who comes next is served by the next one, which knows who holds what.
+    assert_eq!(site.mlad_json(&["gpu"]).get("late"), None);
     service.kill();
+    let map = site.mlad_json(&["gpu"]);
+    assert!(map["late"].is_string() && !map["gpus"].as_array().unwrap().is_empty(), "{map}");
+    assert!(site.mlad(&["gpu"]).success().text().contains("NOT CURRENT"));
     assert_eq!(alice.ssh("echo $NVIDIA_VISIBLE_DEVICES").success().text(), hers);
     let _service = Service::start(&site, &listen);
     let mut his = String::new();

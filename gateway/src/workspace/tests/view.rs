@@ -290,9 +290,10 @@ impl Allocate for View {
                 columns: 8,
                 slices: Vec::new(),
                 profiles: vec![room("1g.5gb", 4864), room("2g.10gb", 9856), room("3g.20gb", 19968)],
+                read_at: None,
                 fault: None,
             };
-            Ok(GpuMap { gpus: vec![gpu], as_of })
+            Ok(GpuMap { gpus: vec![gpu], as_of, late: None })
         })
         .await
     }
