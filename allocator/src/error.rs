@@ -15,6 +15,9 @@ pub enum AllocatorError {
     /// The request is malformed.
     #[error("{0}")]
     Invalid(String),
+    /// The reservation is not there, is not for who asks, or cannot be made.
+    #[error("{0}")]
+    Reservation(String),
     /// More requests wait, or leases are held, already than the allocator takes.
     #[error("{0}")]
     TooMany(String),

@@ -28,7 +28,7 @@ pub use lease::{Embedded, Gpus, QueueSettings, Settings, read_records};
 
 use async_trait::async_trait;
 use jiff::{Timestamp, civil::Date};
-use mlad::api::{GpuMap, Lease, Need, NodeInfo, Past, UsageList, Wait};
+use mlad::api::{GpuMap, Lease, Need, NewReservation, NodeInfo, Past, Reservation, UsageList, Wait};
 use serde::{Deserialize, Serialize};
 
 /// A request for slices. Its key is the workload: asking again for the same workload changes nothing and
@@ -66,6 +66,9 @@ pub struct LeaseRequest {
     /// Seconds until the workload is known to end at the latest, for estimates and backfill; none if that is not
     /// known.
     pub expected_seconds: Option<u64>,
+    /// The reservation in whose space, and time, it is to be.
+    #[serde(default)]
+    pub reservation: Option<String>,
 }
 
 fn one() -> u32 {
@@ -92,6 +95,7 @@ impl LeaseRequest {
             preemptible: false,
             limits: Limits::default(),
             expected_seconds: None,
+            reservation: None,
         }
     }
 }
@@ -289,6 +293,26 @@ pub trait Allocate: Send + Sync + 'static {
     /// # Errors
     /// [`AllocatorError::Unknown`] when there is no such GPU.
     async fn trust_gpu(&self, gpu: &str) -> Result<(), AllocatorError>;
+    /// Sets space aside for some people from a time until another. Durable when it returns; the same again changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`AllocatorError::Reservation`] when leases that last into it or other reservations are in the way, or
+    /// another has its name; [`AllocatorError::Impossible`] when the GPUs never have so much.
+    async fn reserve(&self, new: &NewReservation) -> Result<Reservation, AllocatorError>;
+
+    /// Sets space aside no longer. What runs in it goes on until its end; what waits for it is over. None of that
+    /// name is no error.
+    ///
+    /// # Errors
+    /// When the allocator cannot be reached or cannot write it down.
+    async fn cancel_reservation(&self, name: &str) -> Result<(), AllocatorError>;
+
+    /// Every reservation that is not over, those that begin first first.
+    ///
+    /// # Errors
+    /// When the allocator cannot be reached.
+    async fn reservations(&self) -> Result<Vec<Reservation>, AllocatorError>;
 
     /// Returns when leases, waits or GPUs have changed since version `seen` (at once if they already have),
     /// with the version now. Begin with 0. Versions begin anew when the allocator restarts.

@@ -2,7 +2,7 @@
 
 use super::{
     ledger::Ledger,
-    record::{Now, RequestRow, Write},
+    record::{Booked, Now, RequestRow, Write},
 };
 use crate::{
     AllocatorError, LeaseRequest, Resolved,
@@ -40,7 +40,7 @@ impl Ledger {
         if self.known.contains_key(&request.workload) {
             return Ok(());
         }
-        let resolution = self.admit(request).inspect_err(|error| {
+        let (resolution, booked) = self.admit(request).inspect_err(|error| {
             let LeaseRequest { workload, user, need, .. } = request;
             tracing::info!(workload = workload.escape_debug().to_string(), user, %need, reason = %error, "refused");
         })?;
@@ -60,6 +60,7 @@ impl Ledger {
             limits: request.limits,
             expected_seconds: request.expected_seconds,
             requested_at: now.wall,
+            booked,
         };
         if resolution.needs_gpu() {
             self.policy.see(&row.profile);
@@ -72,7 +73,7 @@ impl Ledger {
     }
 
     /// What a request comes to, if it may wait.
-    fn admit(&mut self, request: &LeaseRequest) -> Result<Resolution, AllocatorError> {
+    fn admit(&mut self, request: &LeaseRequest) -> Result<(Resolution, Option<Booked>), AllocatorError> {
         check_names(request)?;
         self.tell_limits(&request.user.as_str().into(), request.limits);
         if self.waiting.len() >= MOST_WAITING {
@@ -87,7 +88,8 @@ impl Ledger {
         self.check_node(request, &resolution)?;
         within_limits(request, &resolution)?;
         self.check_gang(request, &resolution)?;
-        Ok(resolution)
+        let booked = self.booked_for(request, &resolution)?;
+        Ok((resolution, booked))
     }
 
     /// Refuses what the one node that may serve a request can never serve.

@@ -16,7 +16,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp, civil::Date};
-use mlad::api::{GpuMap, Lease, Need, NodeInfo, Past, UsageList, Wait};
+use mlad::api::{GpuMap, Lease, Need, NewReservation, NodeInfo, Past, Reservation, UsageList, Wait};
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{File, TryLockError},
@@ -330,6 +330,20 @@ impl Allocate for Embedded {
     async fn trust_gpu(&self, gpu: &str) -> Result<(), AllocatorError> {
         let gpu = gpu.to_owned();
         self.ask(|reply| Command::TrustGpu(gpu, reply)).await
+    }
+
+    async fn reserve(&self, new: &NewReservation) -> Result<Reservation, AllocatorError> {
+        let new = Box::new(new.clone());
+        self.ask(|reply| Command::Reserve(new, reply)).await
+    }
+
+    async fn cancel_reservation(&self, name: &str) -> Result<(), AllocatorError> {
+        let name = name.to_owned();
+        self.ask(|reply| Command::CancelReservation(name, reply)).await
+    }
+
+    async fn reservations(&self) -> Result<Vec<Reservation>, AllocatorError> {
+        self.ask(Command::Reservations).await
     }
 
     async fn changed(&self, seen: u64) -> Result<u64, AllocatorError> {

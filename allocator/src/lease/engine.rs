@@ -16,7 +16,7 @@ use crate::{
     remote::{self, NodeEvent, ToNode},
 };
 use jiff::{SignedDuration, Timestamp};
-use mlad::api::{GpuMap, Lease, Need, NodeInfo, Wait};
+use mlad::api::{GpuMap, Lease, Need, NewReservation, NodeInfo, Reservation, Wait};
 use std::{
     collections::{BTreeSet, HashMap},
     fs::File,
@@ -68,6 +68,9 @@ pub(super) enum Command {
     Nodes(Reply<Vec<NodeInfo>>),
     ForgetNode(String, Reply<()>),
     TrustGpu(String, Reply<()>),
+    Reserve(Box<NewReservation>, Reply<Reservation>),
+    CancelReservation(String, Reply<()>),
+    Reservations(Reply<Vec<Reservation>>),
 }
 
 /// An answer, to be given once everything is written down.
@@ -443,6 +446,18 @@ impl Engine {
                 Ok(()) => answer(reply, |_| Ok(())),
                 Err(error) => refuse(reply, error),
             },
+            Command::Reserve(new, reply) => match self.ledger.reserve(&new, now) {
+                Ok(reservation) => answer(reply, |_| Ok(reservation)),
+                Err(error) => refuse(reply, error),
+            },
+            Command::CancelReservation(name, reply) => {
+                self.ledger.cancel_reservation(&name, now);
+                answer(reply, |_| Ok(()))
+            }
+            Command::Reservations(reply) => told(reply, |engine| {
+                let now = (engine.clock)();
+                Ok(engine.ledger.reservations(now))
+            }),
             Command::Accounts(reply) => told(reply, |engine| {
                 let now = (engine.clock)();
                 Ok(engine.ledger.account_states(now))

@@ -1,7 +1,8 @@
 //! The ledger's state and its transitions: no I/O, the time as an argument.
 //!
 //! Every transition leaves in [`Effects`] what has to be written down, and what the GPUs' threads are to do
-//! once it is. What is let in is in `admit.rs`, who is served in `line.rs`, whose share it is in `shares.rs`, what is on the GPUs in `machine.rs`, what is told of it all in
+//! once it is. What is let in is in `admit.rs`, who is served in `line.rs`, whose share it is in `shares.rs`, what is set
+//! aside in `reserve.rs`, what is on the GPUs in `machine.rs`, what is told of it all in
 //! `view.rs`.
 
 use super::{
@@ -10,7 +11,7 @@ use super::{
     gpu::{Gpu, Key},
     line::steady,
     nodes::Machine,
-    record::{LeaseRow, Now, Purpose, QuarantineRow, Repartition, RequestRow, SliceRow, Status, Write},
+    record::{LeaseRow, Now, Purpose, QuarantineRow, Repartition, RequestRow, ReservationRow, SliceRow, Status, Write},
     store::Loaded,
     usage,
 };
@@ -59,6 +60,11 @@ pub(super) struct Ledger {
     pub(super) endings: Deadlines,
     /// For which waiting request leases have had notice.
     pub(super) giving_way: BTreeMap<u64, u64>,
+    /// Space that is set aside, and when each of these has something to do.
+    pub(super) reservations: BTreeMap<u64, ReservationRow>,
+    pub(super) due: Deadlines,
+    /// When leases within reservations are told of their end, and end.
+    pub(super) booked: Deadlines,
     /// Changes of GPUs that are under way.
     pub(super) changes: HashMap<u64, Repartition>,
     /// In the order node, then index.
@@ -183,6 +189,9 @@ impl Ledger {
             notice_at: None,
             endings: Deadlines::default(),
             giving_way: BTreeMap::new(),
+            reservations: BTreeMap::new(),
+            due: Deadlines::default(),
+            booked: Deadlines::default(),
             changes: HashMap::new(),
             gpus: Vec::new(),
             pool: Pool::default(),
@@ -230,6 +239,7 @@ impl Ledger {
         (self.waiting, self.leases) = Default::default();
         (self.known, self.holders, self.promised, self.line, self.sliceless) = Default::default();
         (self.endings, self.giving_way) = Default::default();
+        (self.reservations, self.due, self.booked) = Default::default();
         self.open_accounts(&loaded, now);
         self.sliceless_held = 0;
         self.just_ended.clear();
@@ -252,7 +262,11 @@ impl Ledger {
             if let Some(ending) = &row.ending {
                 self.endings.set(row.fence, steady(ending.at, now));
             }
+            self.keep_booked(&row, now);
             self.keep(LeaseRow { expires_at: self.end_of_period(now), ..row });
+        }
+        for row in std::mem::take(&mut loaded.reservations) {
+            self.keep_reservation(row, now);
         }
         for row in std::mem::take(&mut loaded.waiting) {
             self.seq = self.seq.max(row.seq);
@@ -368,6 +382,7 @@ impl Ledger {
         }
         self.tick_notices(now);
         self.tick_nodes(now);
+        self.tick_reservations(now);
         self.look_again(now);
     }
 
@@ -382,6 +397,7 @@ impl Ledger {
             .chain(deadline)
             .chain(self.flush_at)
             .chain(self.next_notice())
+            .chain(self.next_reservation())
             .min()
     }
 
@@ -452,6 +468,7 @@ impl Ledger {
         self.deadlines.remove(fence);
         self.endings.remove(fence);
         self.giving_way.remove(&fence);
+        self.booked.remove(fence);
         self.renewed.remove(&fence);
         let workload = request.workload;
         self.just_ended.insert(workload.clone(), reason.to_owned());

@@ -32,6 +32,7 @@ impl Ledger {
             share: 0,
             preparing: false,
             expected_seconds: row.expected_seconds,
+            booking: row.booked.as_ref().map(|booked| booked.booking),
         };
         self.work_out(&mut entry, &row.need);
         if row.need == Need::Cpu {
@@ -64,6 +65,7 @@ impl Ledger {
             return;
         }
         self.withdraw_notices();
+        self.move_reservations(now);
         for seq in std::mem::take(&mut self.sliceless) {
             self.grant(seq, Vec::new(), now);
         }
@@ -72,7 +74,9 @@ impl Ledger {
         }
         let decision = {
             let held = || held_slots(&self.leases, &self.waiting, &self.gpus, now);
-            let scene = Scene { now: now.wall, policy: &self.policy, rules: self.rules, held: &held };
+            let reserved = self.reserved();
+            let scene =
+                Scene { now: now.wall, policy: &self.policy, rules: self.rules, held: &held, reserved: &reserved };
             let line = self.line.order(&self.waiting, &self.accounts, self.rules.patience, now.wall);
             queue::schedule(line, &self.accounts, &mut self.pool, &scene)
         };
@@ -146,6 +150,9 @@ impl Ledger {
             return;
         }
         let Some(waiting) = self.waiting.get(&seq) else { return };
+        if self.is_too_late(waiting, now) {
+            return self.wait_on(seq, now);
+        }
         let ready = waiting.places.iter().map(|(uuid, key)| {
             let at = self.gpus.iter().position(|gpu| gpu.uuid == *uuid && gpu.fault.is_none())?;
             self.slice(at, *key)
@@ -185,6 +192,7 @@ impl Ledger {
         self.deadlines.set(self.fence, now.steady + self.period);
         self.effects.writes.push(Write::Grant(Box::new(lease.clone())));
         self.count(&lease, now);
+        self.keep_booked(&lease, now);
         self.keep(lease);
         // Only now: what was promised to it is held.
         promised.iter().for_each(|gpu| self.rebuild(gpu));

@@ -7,6 +7,7 @@
 //! * `line` — who of those that wait is served; `shares` — whose limits and whose share a lease counts for.
 //! * `nodes` — the machines with GPUs: which answer, which are lost.
 //! * `quarantine` — GPUs that are not to be trusted.
+//! * `reserve` — space that is set aside for a time.
 //! * `usage` — what a lease has used, day by day: pure.
 //! * `store` — SQL.
 
@@ -21,6 +22,7 @@ mod machine;
 mod nodes;
 mod quarantine;
 mod record;
+mod reserve;
 mod shares;
 mod store;
 mod usage;

@@ -1,6 +1,6 @@
 //! What the ledger remembers, and what it writes down.
 
-use crate::{Account, Limits, geometry::Share, node::Change};
+use crate::{Account, Limits, geometry::Share, node::Change, queue::Booking};
 use jiff::Timestamp;
 use mlad::api::{Need, Placement};
 use std::{sync::Arc, time::Duration};
@@ -33,6 +33,44 @@ pub(super) struct RequestRow {
     pub(super) limits: Limits,
     pub(super) expected_seconds: Option<u64>,
     pub(super) requested_at: Timestamp,
+    /// The reservation that it is for.
+    pub(super) booked: Option<Booked>,
+}
+
+/// What a request has of its reservation, also when that is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Booked {
+    pub(super) booking: Booking,
+    pub(super) name: Arc<str>,
+}
+
+/// Space that is set aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ReservationRow {
+    pub(super) booking: Booking,
+    pub(super) name: Arc<str>,
+    /// What each of its slices is.
+    pub(super) need: Need,
+    pub(super) users: Vec<String>,
+    pub(super) projects: Vec<String>,
+    pub(super) made_at: Timestamp,
+    /// Where it is now.
+    pub(super) slots: Vec<ReservedSlot>,
+}
+
+/// A slice of a reservation, by its identity: GPU, profile and start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ReservedSlot {
+    pub(super) node: String,
+    /// UUID of the GPU.
+    pub(super) gpu: String,
+    pub(super) gpu_index: u32,
+    /// The driver's number of the profile.
+    pub(super) profile: u32,
+    pub(super) placement: Placement,
+    /// A whole GPU without MIG.
+    pub(super) whole: bool,
+    pub(super) chosen_at: Timestamp,
 }
 
 /// A lease that holds, or held, its slice.
@@ -183,6 +221,12 @@ pub(super) enum Write {
     Release { fence: u64, workload: String, at: Timestamp, reason: String, used: Vec<UsedRow> },
     /// The slice at this position of a lease has another UUID or index now.
     Slice { fence: u64, position: usize, slice: SliceRow },
+    /// Space is set aside.
+    Reserve(Box<ReservationRow>),
+    /// A slice of a reservation, by its position, is somewhere else now.
+    Move { id: u64, position: usize, slot: ReservedSlot, at: Timestamp },
+    /// A reservation is over.
+    Unreserve { id: u64, at: Timestamp },
     /// A GPU is about to be changed.
     Begin { repartition: Repartition, at: Timestamp },
     /// A node joined, or is lost.

@@ -128,6 +128,7 @@ impl Ledger {
             share: 0,
             preparing: false,
             expected_seconds: request.expected_seconds,
+            booking: None,
         };
         self.within_accounts(&entry)?;
         if *slices > 1 && !self.could_fit(&entry, resolution) {

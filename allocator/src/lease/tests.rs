@@ -6,6 +6,7 @@ mod ledger;
 mod line;
 mod nodes;
 mod quarantine;
+mod reserve;
 mod told;
 
 pub(super) use crash::Crash;

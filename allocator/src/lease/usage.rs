@@ -155,6 +155,7 @@ mod tests {
             profile: "gpu".to_owned(),
             limits: Limits::default(),
             expected_seconds: None,
+            booked: None,
             requested_at: time(granted),
         };
         let slice = SliceRow {

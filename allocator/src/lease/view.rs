@@ -105,12 +105,15 @@ impl Ledger {
     /// What there is to tell of all waiting requests together.
     pub(super) fn outlook(&self, now: Timestamp) -> Outlook {
         let held = || held_slots(&self.leases, &self.waiting, &self.gpus, Now { wall: now, steady: Duration::ZERO });
-        let scene = Scene { now, policy: &self.policy, rules: self.rules, held: &held };
+        let reserved = self.reserved();
+        let scene = Scene { now, policy: &self.policy, rules: self.rules, held: &held, reserved: &reserved };
         let order = || self.line.order(&self.waiting, &self.accounts, self.rules.patience, now);
         let line = queue::Outlook::new(order(), &self.accounts, &mut self.pool.clone(), &scene);
         let ends = self.leases.values().filter(|lease| !lease.slices.is_empty()).filter_map(LeaseRow::known_end);
+        let begins = self.reservations.values().flat_map(|row| [row.booking.from, row.booking.until]);
+        let begins = begins.filter(|at| *at > now);
         let again = now.checked_add(OVERDUE).unwrap_or(Timestamp::MAX);
-        let until = ends.map(|end| if end > now { end } else { again }).min().unwrap_or(Timestamp::MAX);
+        let until = ends.map(|end| if end > now { end } else { again }).chain(begins).min().unwrap_or(Timestamp::MAX);
         let faults = self.faults();
         let troubles = self.gpus.iter().flat_map(|gpu| gpu.troubles(&self.place(&gpu.node, gpu.index)));
         let troubles = troubles.chain(faults.clone()).collect();
@@ -175,6 +178,10 @@ impl Ledger {
             ahead: before,
             free: &outlook.free,
             shortage: short.map(|(shortage, _)| *shortage),
+            reservation: match block {
+                Block::Reserved(id) => self.told_of(id),
+                _ => entry.reservation().and_then(|id| self.told_of(id)),
+            },
             blocker: short.and_then(|(_, lease)| lease.as_deref()),
             faults: &outlook.faults,
             troubles: &outlook.troubles,
@@ -322,7 +329,8 @@ impl LeaseRow {
     pub(super) fn known_end(&self) -> Option<Timestamp> {
         let expected = self.request.expected_seconds.and_then(|seconds| queue::after(self.granted_at, seconds));
         let ending = self.ending.as_ref().map(|ending| ending.at);
-        expected.into_iter().chain(ending).min()
+        let reserved = self.request.booked.as_ref().map(|booked| booked.booking.until);
+        expected.into_iter().chain(ending).chain(reserved).min()
     }
 
     pub(super) fn to_api(&self) -> Lease {

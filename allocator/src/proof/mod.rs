@@ -4,11 +4,15 @@
 //! * [`check`] — every rule over all that the ledger remembers.
 //! * `holders` — no column of a GPU has two holders, at any time; changes under way touch nothing that is held.
 //! * `quota` — no grant went over the limits of its user and projects.
+//! * `reserved` — nothing of others was granted where it would last into a reservation.
 //! * `rows` — the rows agree with one another: requests, leases, slices, numbers, use.
 
 mod holders;
 mod quota;
+mod reserved;
 mod rows;
+
+pub use reserved::{Reserved, Said};
 
 use crate::{Account, Limits};
 use serde::Serialize;
@@ -29,6 +33,10 @@ pub struct Records {
     pub accounts: Vec<Account>,
     /// What leases that are over have used.
     pub used: Vec<Used>,
+    /// Space that is, or was, set aside.
+    pub reserved: Vec<Reserved>,
+    /// What each request said of its time.
+    pub said: Vec<Said>,
     /// The greatest numbers given so far.
     pub counters: Counters,
 }
@@ -155,6 +163,8 @@ pub enum Rule {
     Changes,
     /// What leases that are over have used is written down.
     Use,
+    /// Nothing of others was granted where it would last into a reservation.
+    Reserved,
 }
 
 impl fmt::Display for Rule {
@@ -168,6 +178,7 @@ impl fmt::Display for Rule {
             Self::Times => "times",
             Self::Changes => "changes",
             Self::Use => "use",
+            Self::Reserved => "reserved",
         })
     }
 }
@@ -198,6 +209,7 @@ pub fn check(records: &Records, allowance: Allowance) -> Vec<Finding> {
     holders::check(records, &mut findings);
     rows::check(records, &mut findings);
     quota::check(records, &mut findings);
+    reserved::check(records, &mut findings);
     let mut found = findings.found;
     found.sort_by_key(|finding| finding.rule);
     found

@@ -58,6 +58,8 @@ fn sound() -> Records {
         ],
         slices: vec![slice(1, 0, Some(2 * HOUR)), slice(2, 0, None), slice(3, 4, None)],
         changes: Vec::new(),
+        reserved: Vec::new(),
+        said: Vec::new(),
         accounts: vec![account("vision", Some("lab"), 5), account("lab", None, 2)],
         used: vec![Used { day: 0, user: "alice".to_owned(), project: "vision".to_owned(), slice_us: HOUR - 1 }],
         counters: Counters { fence: 4, seq: 5, change: 0 },
@@ -169,4 +171,40 @@ fn projects_that_lie_in_one_another_are_no_endless_loop() {
     let mut records = sound();
     records.accounts[1].parent = Some("vision".to_owned());
     assert_eq!(check(&records, Allowance::default()), []);
+}
+
+#[test]
+fn what_is_granted_where_it_lasts_into_a_reservation_is_found() {
+    // Fence 2 was granted at some time on the first columns.
+    let mut records = sound();
+    let granted = records.leases.iter().find(|lease| lease.fence == 2).unwrap().granted_at;
+    let said = |expected_us, reservation| Said { workload: "w-2".to_owned(), reservation, expected_us };
+    records.reserved = vec![Reserved {
+        reservation: 9,
+        name: "course".to_owned(),
+        from: granted + HOUR,
+        until: granted + 2 * HOUR,
+        chosen_at: granted - 1,
+        gpu: records.slices[1].gpu.clone(),
+        start: 3,
+        size: 1,
+        whole: false,
+    }];
+    let rules = |records: &Records| -> Vec<Rule> {
+        check(records, Allowance::default()).into_iter().map(|finding| finding.rule).collect()
+    };
+    for (said, found) in [
+        (said(Some(HOUR), None), false),
+        (said(Some(HOUR + 1), None), true),
+        (said(None, None), true),
+        (said(None, Some(9)), false),
+    ] {
+        records.said = vec![said.clone()];
+        assert_eq!(rules(&records) == [Rule::Reserved], found, "{said:?}: {:?}", rules(&records));
+    }
+    records.said = vec![said(None, None)];
+    records.reserved[0].chosen_at = granted + 1;
+    assert!(rules(&records).is_empty(), "it was there before");
+    records.reserved[0] = Reserved { chosen_at: granted - 2, until: granted - 1, ..records.reserved[0].clone() };
+    assert!(rules(&records).is_empty(), "it was moved before");
 }

@@ -56,8 +56,8 @@ fn first_end(
         let free = spans.filter(|(_, span)| !span.overlaps(*columns));
         let fits = free
             .map(|(start, span)| (Placed { profile, start }, span))
-            .filter(|(placed, _)| timeline.fits(pool, (gpu, *placed), time, entry.end(time), None).is_ok());
-        let layout = timeline.space_at(pool, gpu, time, None)?;
+            .filter(|(placed, _)| timeline.fits(pool, (gpu, *placed), time, entry.end(time), entry).is_ok());
+        let layout = timeline.space_at(pool, gpu, time, Some(entry))?;
         let cost = |(placed, span): &(Placed, Columns)| scene.policy.cost(model, layout.layout(), *placed, *span);
         if let Some((placed, _)) = fits.min_by_key(cost) {
             return Some(Kept { from: Some(time), places: vec![(gpu, placed)] });
@@ -86,7 +86,7 @@ fn first_end_of_all(
         tries += 1;
         let until = entry.end(time);
         let allowed = |_: &Pool, gpu: usize, placed: Placed| {
-            is_on(pool, gpu, entry) && timeline.fits(pool, (gpu, placed), time, until, None).is_ok()
+            is_on(pool, gpu, entry) && timeline.fits(pool, (gpu, placed), time, until, entry).is_ok()
         };
         if let Some(plans) = plan_all(&mut future, open, entry.gang, scene.policy, &allowed) {
             let places = plans.into_iter().map(|plan| (plan.gpu, plan.placed)).collect();
@@ -99,17 +99,28 @@ fn first_end_of_all(
 /// Places that are left to run empty.
 fn to_run_empty(entry: &Entry, open: &Resolution, pool: &Pool, timeline: &Timeline<'_>) -> Option<Kept> {
     let mut taken: HashMap<usize, Columns> = HashMap::new();
+    if entry.booking.is_some() {
+        // Nothing of others is in its space.
+        return None;
+    }
     let on_models = (0..pool.models().len()).filter(|model| open.on(*model).is_some());
     let places = on_models.filter_map(|model| match entry.gang.nodes {
         None => drain(entry, open, pool, timeline, model, None, entry.gang.slices, &mut taken),
         Some(nodes) => drain_nodes(entry, open, pool, timeline, model, nodes, &mut taken),
     });
     let best = places.min_by_key(|(ways, _)| *ways)?;
-    Some(Kept { from: None, places: best.1 })
+    // What is reserved is left for the time after.
+    let span = |gpu: usize, placed: Placed| {
+        let (model, _) = model_of(pool, gpu)?;
+        model.profile(placed.profile)?.span_at(placed.start)
+    };
+    let reserved = |(gpu, placed): &(usize, Placed)| timeline.reserved_until(pool, *gpu, span(*gpu, *placed)?);
+    let from = best.1.iter().filter_map(reserved).max();
+    Some(Kept { from, places: best.1 })
 }
 
-/// How much is in the way: leases of unknown end, then all, then columns.
-type Ways = (u32, u32, u32);
+/// How much is in the way: reservations, leases of unknown end, then all, then columns.
+type Ways = (u32, u32, u32, u32);
 /// How much is in the way of places, and where they are.
 type Drained = (Ways, Vec<(usize, Placed)>);
 
@@ -128,7 +139,7 @@ fn drain(
     let profile = open.on(model)?;
     let kind = pool.models().get(model)?;
     let candidates = candidates(pool, timeline, model);
-    let (mut sum, mut places): Drained = ((0, 0, 0), Vec::new());
+    let (mut sum, mut places): Drained = ((0, 0, 0, 0), Vec::new());
     for _ in 0..slices {
         let mut best: Option<(Ways, usize, Placed, Columns)> = None;
         for gpu in candidates.iter().copied().filter(|gpu| node.is_none_or(|node| pool.node(*gpu) == node)) {
@@ -139,7 +150,9 @@ fn drain(
                 if timeline.is_window(pool, gpu, span) || !is_possible(kind, space, placed, span) {
                     continue;
                 }
+                let reserved = timeline.reserved_until(pool, gpu, span).is_some();
                 let ways = in_the_way(timeline, gpu, kind, space, span);
+                let ways = (u32::from(reserved), ways.0, ways.1, ways.2);
                 if best.is_none_or(|(least, ..)| ways < least) {
                     best = Some((ways, gpu, placed, span));
                 }
@@ -147,7 +160,7 @@ fn drain(
         }
         let (ways, gpu, placed, span) = best?;
         *taken.entry(gpu).or_default() |= span;
-        sum = (sum.0 + ways.0, sum.1 + ways.1, sum.2 + ways.2);
+        sum = add(sum, ways);
         places.push((gpu, placed));
     }
     Some((sum, places))
@@ -170,8 +183,12 @@ fn drain_nodes(
     if all.len() < nodes as usize {
         return None;
     }
-    let sum = all.iter().fold((0, 0, 0), |sum, ((a, b, c), _)| (sum.0 + a, sum.1 + b, sum.2 + c));
+    let sum = all.iter().fold((0, 0, 0, 0), |sum, (ways, _)| add(sum, *ways));
     Some((sum, all.into_iter().flat_map(|(_, places)| places).collect()))
+}
+
+fn add(a: Ways, b: Ways) -> Ways {
+    (a.0 + b.0, a.1 + b.1, a.2 + b.2, a.3 + b.3)
 }
 
 /// GPUs of a model to look at: of those that are alike, and on which nothing is kept, a few.
@@ -195,7 +212,7 @@ fn is_possible(model: &Model, space: &Space, placed: Placed, span: Columns) -> b
     empty.can_have(model, placed)
 }
 
-fn in_the_way(timeline: &Timeline<'_>, gpu: usize, model: &Model, space: &Space, span: Columns) -> Ways {
+fn in_the_way(timeline: &Timeline<'_>, gpu: usize, model: &Model, space: &Space, span: Columns) -> (u32, u32, u32) {
     let overlaps = |placed: &&Placed| {
         let own = model.profile(placed.profile).and_then(|profile| profile.span_at(placed.start));
         own.is_some_and(|own| own.overlaps(span))

@@ -4,6 +4,7 @@
 //! * `account`, `meter` — users and projects: limits, what is held and has been used.
 //! * `pass` — goes through the line once: who is granted what, who is kept space, who has to give way.
 //! * `timeline` — which slots end when, and which space is kept for whom.
+//! * `reservation` — where space is set aside for a time, and what is in the way of that.
 //! * `ahead` — where and when a request finds space at the earliest; `preempt` — what would have to end for it.
 //! * `text` — what a waiting person is told.
 //!
@@ -16,6 +17,7 @@ mod meter;
 mod order;
 mod pass;
 mod preempt;
+mod reservation;
 mod text;
 mod timeline;
 
@@ -24,8 +26,9 @@ pub use meter::Charge;
 pub use order::Line;
 pub use pass::{Decision, Grant, LOOK_AHEAD, Outlook, schedule};
 pub use preempt::Preemption;
+pub use reservation::{Booking, InTheWay, Reserved, in_the_way, places_for};
 pub(crate) use text::TROUBLES;
-pub use text::{Facts, explain};
+pub use text::{Facts, Told, explain};
 pub use timeline::Held;
 
 use crate::{
@@ -59,6 +62,8 @@ pub struct Entry {
     pub preparing: bool,
     /// Seconds it lasts at most, if that is known.
     pub expected_seconds: Option<u64>,
+    /// The reservation in whose space, and in whose time, it is to be; none for the space of everybody.
+    pub booking: Option<Booking>,
 }
 
 impl AsRef<Self> for Entry {
@@ -68,9 +73,15 @@ impl AsRef<Self> for Entry {
 }
 
 impl Entry {
+    /// The reservation that it is for.
+    pub(crate) fn reservation(&self) -> Option<u64> {
+        self.booking.map(|booking| booking.id)
+    }
+
     /// When it ends at the latest if it is granted at a time; none if that is not known.
     pub(crate) fn end(&self, granted: Timestamp) -> Option<Timestamp> {
-        self.expected_seconds.and_then(|seconds| after(granted, seconds))
+        let expected = self.expected_seconds.and_then(|seconds| after(granted, seconds));
+        expected.into_iter().chain(self.booking.map(|booking| booking.until)).min()
     }
 }
 
@@ -127,6 +138,8 @@ pub struct Scene<'a> {
     pub rules: Rules,
     /// Every slot that is held, asked for at most once.
     pub held: &'a dyn Fn() -> Vec<Held>,
+    /// Space that is reserved, now or later.
+    pub reserved: &'a [Reserved],
 }
 
 /// Why a request waits.
@@ -142,6 +155,12 @@ pub enum Block {
     Preparing,
     /// No GPU that could serve it can be used now.
     NoGpu,
+    /// What is free is set aside for this reservation.
+    Reserved(u64),
+    /// Its own reservation begins later.
+    NotYet,
+    /// All space of its own reservation is in use.
+    Full,
 }
 
 /// Memory in MiB of what a plan gives.

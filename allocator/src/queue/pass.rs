@@ -1,10 +1,10 @@
 //! Goes through the line once.
 
 use super::{
-    AccountId, Accounts, Backfill, Block, Entry, Held, LeafId, Preemption, Scene, Wanted,
+    AccountId, Accounts, Backfill, Block, Booking, Entry, Held, LeafId, Preemption, Scene, Wanted,
     ahead::{Kept, earliest},
     preempt::preemption,
-    timeline::Timeline,
+    timeline::{Owner, Timeline},
     wanted_on,
 };
 use crate::{
@@ -105,7 +105,7 @@ impl Outlook {
                 }
             };
             pass.wait(entry, block);
-            if outlook.first.is_none() && block == Block::Space {
+            if outlook.first.is_none() && matches!(block, Block::Space | Block::Reserved(_)) {
                 outlook.first = Some(entry.seq);
             }
             outlook.blocks.insert(entry.seq, block);
@@ -118,6 +118,9 @@ impl Outlook {
     pub fn block(&self, entry: &Entry, accounts: &Accounts, pool: &Pool, now: Timestamp) -> Block {
         if let Some(block) = self.blocks.get(&entry.seq) {
             return *block;
+        }
+        if let Some(booking) = entry.booking {
+            return if booking.is_open(now) { Block::Full } else { Block::NotYet };
         }
         let serving = (0..pool.models().len()).filter_map(|model| wanted_on(pool, model, entry));
         let mut over: Option<Block> = None;
@@ -143,7 +146,7 @@ enum Verdict {
 }
 
 /// What requests that can be served alike have in common: what serves them on each model, and how they are to lie.
-type Kind = (Vec<Option<usize>>, Gang, Option<Arc<BTreeSet<u32>>>);
+type Kind = (Vec<Option<usize>>, Gang, Option<Arc<BTreeSet<u32>>>, Option<u64>);
 
 struct Pass<'a, 'e> {
     accounts: &'a Accounts,
@@ -152,8 +155,8 @@ struct Pass<'a, 'e> {
     timeline: Timeline<'a>,
     /// For so many requests on each model space is kept.
     depth: usize,
-    /// How many it is kept for.
-    kept: usize,
+    /// How many it is kept for, by the reservation in whose space it is.
+    kept: HashMap<Option<u64>, usize>,
     /// Whether GPUs of a model are closed to those behind who waits for them, and for whom they are.
     closes: bool,
     closed: Vec<Option<u64>>,
@@ -177,9 +180,9 @@ impl<'a, 'e> Pass<'a, 'e> {
             accounts,
             pool,
             scene,
-            timeline: Timeline::new(scene.now, scene.held),
+            timeline: Timeline::new(scene.now, scene.held, scene.reserved),
             depth,
-            kept: 0,
+            kept: HashMap::new(),
             closes: depth == 0,
             closed: vec![None; models],
             owed: Vec::new(),
@@ -191,8 +194,11 @@ impl<'a, 'e> Pass<'a, 'e> {
         }
     }
 
-    /// Whether every GPU that can be used is closed.
+    /// Whether every GPU that can be used is closed. What is reserved never is.
     fn is_closed(&self) -> bool {
+        if !self.scene.reserved.is_empty() {
+            return false;
+        }
         let mut models = self.closed.iter().enumerate();
         models.all(|(model, closed)| closed.is_some() || self.pool.usable(model) == 0)
     }
@@ -204,6 +210,11 @@ impl<'a, 'e> Pass<'a, 'e> {
         let Some(wanted) = &entry.wanted else { return Verdict::Wait(Block::NoGpu) };
         if !wanted.needs_gpu() {
             return Verdict::Grant(Vec::new());
+        }
+        // Nothing is begun that would be told to end at once.
+        let told = |booking: Booking| booking.until.duration_since(self.scene.now) <= self.scene.rules.notice;
+        if entry.booking.is_some_and(|booking| !booking.is_open(self.scene.now) || told(booking)) {
+            return Verdict::Wait(Block::NotYet);
         }
         let open = match self.open_models(entry) {
             Ok(open) => wanted.only(|model| open.contains(&model)).into_owned(),
@@ -227,8 +238,8 @@ impl<'a, 'e> Pass<'a, 'e> {
             allowed = true;
             match self.closed.get(model).copied().flatten() {
                 _ if self.pool.usable(model) == 0 => {}
-                Some(seq) => behind = behind.or(Some(seq)),
-                None => open.push(model),
+                Some(seq) if entry.booking.is_none() => behind = behind.or(Some(seq)),
+                _ => open.push(model),
             }
         }
         match (over, behind) {
@@ -261,15 +272,15 @@ impl<'a, 'e> Pass<'a, 'e> {
     /// Room for all of a request now, beside what is kept for others.
     fn find(&mut self, entry: &Entry, open: &Resolution) -> Option<Vec<Plan>> {
         let length = entry.expected_seconds.unwrap_or(u64::MAX);
-        let kind = (open.by_model().to_vec(), entry.gang, entry.only_on.clone());
+        let kind = (open.by_model().to_vec(), entry.gang, entry.only_on.clone(), entry.reservation());
         if self.failed.get(&kind).is_some_and(|failed| length >= *failed) {
             return None;
         }
         let Self { timeline, scene, .. } = self;
         let until = entry.end(scene.now);
         let allowed = |pool: &Pool, gpu: usize, placed: Placed| {
-            is_on(pool, gpu, entry)
-                && (!timeline.is_kept(gpu) || timeline.fits(pool, (gpu, placed), scene.now, until, None).is_ok())
+            let anywhere = entry.booking.is_none() && !timeline.is_kept(gpu);
+            is_on(pool, gpu, entry) && (anywhere || timeline.fits(pool, (gpu, placed), scene.now, until, entry).is_ok())
         };
         let plans = plan_all(self.pool, open, entry.gang, scene.policy, &allowed);
         if plans.is_none() {
@@ -283,14 +294,18 @@ impl<'a, 'e> Pass<'a, 'e> {
         if !self.explains {
             return Block::Space;
         }
+        if entry.booking.is_some() {
+            return Block::Full;
+        }
         let on = |gpu: usize, _: Placed| is_on(self.pool, gpu, entry);
         let Some(free) = plan(self.pool, open, self.scene.policy, on) else {
             let mut first = self.first.iter().enumerate().filter(|(model, _)| open.on(*model).is_some());
             return first.find_map(|(_, first)| *first).map_or(Block::Space, Block::Behind);
         };
         let now = self.scene.now;
-        match self.timeline.fits(self.pool, (free.gpu, free.placed), now, entry.end(now), None) {
-            Err(Some(seq)) => Block::Behind(seq),
+        match self.timeline.fits(self.pool, (free.gpu, free.placed), now, entry.end(now), entry) {
+            Err(Some(Owner::Request(seq))) => Block::Behind(seq),
+            Err(Some(Owner::Reservation(id))) => Block::Reserved(id),
             Ok(()) | Err(None) => Block::Space,
         }
     }
@@ -317,24 +332,24 @@ impl<'a, 'e> Pass<'a, 'e> {
 
     /// Takes note of a request that waits: keeps space for it, or closes the GPUs that could serve it.
     fn wait(&mut self, entry: &'e Entry, block: Block) {
-        if !matches!(block, Block::Space | Block::Behind(_)) {
+        if let (Block::NotYet, Some(booking)) = (block, entry.booking) {
+            self.estimates.extend((booking.from > self.scene.now).then_some((entry.seq, booking.from)));
+        }
+        if !matches!(block, Block::Space | Block::Behind(_) | Block::Reserved(_) | Block::Full) {
             return;
+        }
+        if entry.booking.is_some() {
+            return self.wait_within(entry);
         }
         for (model, first) in self.first.iter_mut().enumerate() {
             if first.is_none() && entry.wanted.as_ref().is_some_and(|wanted| wanted.on(model).is_some()) {
                 *first = Some(entry.seq);
             }
         }
-        if self.kept < self.depth {
-            let Ok(open) = self.open_models(entry) else { return };
-            let Some(wanted) = &entry.wanted else { return };
-            let open = wanted.only(|model| open.contains(&model)).into_owned();
-            let kept = earliest(entry, &open, self.pool, &self.timeline, self.scene);
-            if let Some(kept) = &kept {
-                self.keep(entry, kept);
-            }
+        if self.keeps_for(None) {
+            let Some(kept) = self.keep_earliest(entry) else { return };
             self.head.get_or_insert((entry, kept));
-        } else if block == Block::Space {
+        } else if matches!(block, Block::Space | Block::Reserved(_)) {
             self.head.get_or_insert((entry, None));
         }
         if self.closes {
@@ -342,10 +357,33 @@ impl<'a, 'e> Pass<'a, 'e> {
         }
     }
 
+    /// The same for a request of a reservation: it is in the way of nobody else.
+    fn wait_within(&mut self, entry: &'e Entry) {
+        if self.keeps_for(entry.reservation()) {
+            self.keep_earliest(entry);
+        }
+    }
+
+    /// Whether space is kept for one more of those who wait for the space of everybody, or of a reservation.
+    fn keeps_for(&self, reservation: Option<u64>) -> bool {
+        self.kept.get(&reservation).copied().unwrap_or(0) < self.depth
+    }
+
+    /// Keeps the earliest space for a request, and tells it if there is any; none if no GPU is open to it.
+    fn keep_earliest(&mut self, entry: &Entry) -> Option<Option<Kept>> {
+        let open = self.open_models(entry).ok()?;
+        let open = entry.wanted.as_ref()?.only(|model| open.contains(&model)).into_owned();
+        let kept = earliest(entry, &open, self.pool, &self.timeline, self.scene);
+        if let Some(kept) = &kept {
+            self.keep(entry, kept);
+        }
+        Some(kept)
+    }
+
     fn keep(&mut self, entry: &Entry, kept: &Kept) {
-        self.kept += 1;
+        *self.kept.entry(entry.reservation()).or_default() += 1;
         let until = kept.from.and_then(|from| entry.end(from));
-        self.timeline.keep(entry.seq, &kept.places, kept.from, until);
+        self.timeline.keep(entry, &kept.places, kept.from, until);
         if let Some(from) = kept.from {
             // What is overdue may end any moment.
             let now = self.scene.now;

@@ -58,7 +58,7 @@ fn for_one(
         let Some(profile) = entry.wanted.as_ref().and_then(|wanted| wanted.on(space.model)) else { continue };
         for (start, span) in model.profile(profile).into_iter().flat_map(|profile| profile.spans()) {
             let placed = Placed { profile, start };
-            let free = timeline.fits(&future, (gpu, placed), scene.now, entry.end(scene.now), Some(entry.seq));
+            let free = timeline.fits(&future, (gpu, placed), scene.now, entry.end(scene.now), entry);
             if !space.can_have(model, placed) || free.is_err() {
                 continue;
             }
@@ -89,7 +89,7 @@ fn for_all(
     let before = future.clone();
     let allowed = |_: &Pool, gpu: usize, placed: Placed| {
         let until = entry.end(scene.now);
-        is_on(pool, gpu, entry) && timeline.fits(&before, (gpu, placed), scene.now, until, Some(entry.seq)).is_ok()
+        is_on(pool, gpu, entry) && timeline.fits(&before, (gpu, placed), scene.now, until, entry).is_ok()
     };
     let plans = plan_all(&mut future, entry.wanted.as_ref()?, entry.gang, scene.policy, &allowed)?;
     let in_the_way =

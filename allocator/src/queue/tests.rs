@@ -6,7 +6,10 @@ use crate::{
 };
 use mlad::api::WaitReason;
 use proptest::prelude::*;
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 /// Whose slots, where, and until when.
 type Running = (u64, LeafId, Charge, Vec<(usize, Placed)>, Option<Timestamp>);
@@ -21,6 +24,9 @@ struct World {
     rules: Rules,
     now: Timestamp,
     seq: u64,
+    reserved: Vec<Reserved>,
+    /// For which reservation requests are.
+    booked: BTreeMap<u64, u64>,
 }
 
 fn time(seconds: u64) -> Timestamp {
@@ -56,6 +62,8 @@ impl World {
             rules: Rules { backfill, patience: day, notice: SignedDuration::from_secs(60) },
             now: time(0),
             seq: 0,
+            reserved: Vec::new(),
+            booked: BTreeMap::new(),
         }
     }
 
@@ -80,6 +88,7 @@ impl World {
             share: 0,
             preparing: false,
             expected_seconds: asked.seconds,
+            booking: None,
         };
         let wanted = (0..self.pool.models().len()).find_map(|model| wanted_on(&self.pool, model, &entry));
         entry.share = wanted.unwrap().share;
@@ -125,7 +134,13 @@ impl World {
             slots.iter_mut().for_each(|held| held.preemptible = preemptible(held.fence));
             slots
         };
-        let scene = Scene { now: self.now, policy: &ExpectedLoss::default(), rules: self.rules, held: &held };
+        let scene = Scene {
+            now: self.now,
+            policy: &ExpectedLoss::default(),
+            rules: self.rules,
+            held: &held,
+            reserved: &self.reserved,
+        };
         let line = self.line.order(&self.waiting, &self.accounts, self.rules.patience, self.now);
         let decision = schedule(line, &self.accounts, &mut self.pool, &scene);
         for Grant { seq, plans } in &decision.grants {
@@ -151,7 +166,13 @@ impl World {
 
     fn outlook(&self) -> Outlook {
         let held = || Self::slots(&self.running);
-        let scene = Scene { now: self.now, policy: &ExpectedLoss::default(), rules: self.rules, held: &held };
+        let scene = Scene {
+            now: self.now,
+            policy: &ExpectedLoss::default(),
+            rules: self.rules,
+            held: &held,
+            reserved: &self.reserved,
+        };
         let line = self.line.order(&self.waiting, &self.accounts, self.rules.patience, self.now);
         Outlook::new(line, &self.accounts, &mut self.pool.clone(), &scene)
     }
@@ -167,9 +188,17 @@ impl World {
         places.into_iter().for_each(|(gpu, placed)| self.pool.release(gpu, placed));
     }
 
-    /// Lets time pass until the next known end, which ends. False if there is none.
+    /// Lets time pass until the next known end, which ends, or until a reservation begins or ends. False if there is
+    /// nothing more to come.
     fn pass(&mut self) -> bool {
         let next = self.running.iter().filter_map(|running| Some((running.4?, running.0))).min();
+        let turns = self.reserved.iter().flat_map(|reserved| [reserved.booking.from, reserved.booking.until]);
+        let turn = turns.filter(|at| *at > self.now).min();
+        if let Some(turn) = turn.filter(|turn| next.is_none_or(|(end, _)| end > *turn)) {
+            self.now = turn;
+            self.reserved.retain(|reserved| reserved.booking.until > turn);
+            return true;
+        }
         let Some((end, seq)) = next else { return false };
         self.now = self.now.max(end);
         self.end(seq);
@@ -251,6 +280,7 @@ fn facts_of(need: &mlad::api::Need) -> Facts<'_> {
         account: None,
         ahead: None,
         free: &[],
+        reservation: None,
         shortage: None,
         blocker: None,
         faults: &[],
@@ -394,6 +424,155 @@ fn any_backfill() -> impl Strategy<Value = Backfill> {
     prop::sample::select(vec![Backfill::None, Backfill::Easy, Backfill::Conservative])
 }
 
+impl World {
+    /// Reserves what was asked, if it can be.
+    fn reserve(&mut self, id: u64, need: &str, from: u64, until: u64) -> bool {
+        let booking = Booking { id, from: time(from), until: time(until) };
+        let wanted = resolve(&need.parse().unwrap(), self.pool.models()).unwrap();
+        let held = || Self::slots(&self.running);
+        let scene = Scene {
+            now: self.now,
+            policy: &ExpectedLoss::default(),
+            rules: self.rules,
+            held: &held,
+            reserved: &self.reserved,
+        };
+        let Some(places) = places_for(booking, &wanted, 1, &self.pool, &scene) else { return false };
+        self.reserved.extend(places.into_iter().map(|(gpu, placed)| Reserved { booking, gpu, placed }));
+        true
+    }
+
+    fn span(&self, gpu: usize, placed: Placed) -> crate::geometry::Columns {
+        let model = &self.pool.models()[self.pool.gpus()[gpu].model];
+        model.profile(placed.profile).unwrap().span_at(placed.start).unwrap()
+    }
+
+    /// Who runs, or would go on to run, in space that is reserved for others while it is.
+    fn intruders(&self) -> Vec<u64> {
+        let meets = |running: &Running, reserved: &Reserved| {
+            let over = |(gpu, placed): &(usize, Placed)| {
+                *gpu == reserved.gpu && self.span(*gpu, *placed).overlaps(self.span(*gpu, reserved.placed))
+            };
+            running.3.iter().any(over)
+                && running.4.is_none_or(|end| end > reserved.booking.from)
+                && reserved.booking.until > self.now
+        };
+        let own = |seq: u64, id: u64| self.booked.get(&seq) == Some(&id);
+        let running = self.running.iter().filter(|running| {
+            self.reserved.iter().any(|reserved| meets(running, reserved) && !own(running.0, reserved.booking.id))
+        });
+        running.map(|running| running.0).collect()
+    }
+
+    fn ask_within(&mut self, asked: &Asked, booking: Booking) -> u64 {
+        let seq = self.ask(asked);
+        self.waiting.get_mut(&seq).unwrap().booking = Some(booking);
+        self.booked.insert(seq, booking.id);
+        seq
+    }
+}
+
+#[test]
+fn what_is_reserved_serves_only_who_ends_before_and_who_it_is_for() {
+    let mut world = World::a100s(1, Backfill::Easy);
+    assert!(world.reserve(7, "4g.20gb", 1000, 2000));
+    let booking = world.reserved[0].booking;
+    let own = world.ask_within(&ask("a", "2g.10gb", Some(5000)), booking);
+    let (open, long) = (world.ask(&ask("b", "4g.20gb", None)), world.ask(&ask("b", "4g.20gb", Some(1001))));
+    let short = world.ask(&ask("c", "4g.20gb", Some(1000)));
+    let beside = world.ask(&ask("d", "3g.20gb", None));
+    assert_eq!(world.serve(), [short, beside]);
+    assert_eq!(world.block(own), Block::NotYet);
+    assert_eq!(world.outlook().estimate(own), Some(time(1000)));
+    assert_eq!(world.outlook().estimate(open), Some(time(2000)), "when the reservation is over");
+    world.end(short);
+    assert_eq!(world.block(long), Block::Reserved(7));
+    world.now = time(1000);
+    assert_eq!(world.serve(), [own]);
+    assert_eq!(world.running.last().unwrap().4, Some(time(2000)), "it ends with its reservation");
+    let more = world.ask_within(&ask("a", "3g.20gb", Some(10)), booking);
+    assert_eq!((world.serve(), world.block(more)), (Vec::new(), Block::Full));
+}
+
+#[test]
+fn what_is_in_the_way_of_a_reservation_is_told_apart() {
+    let mut world = World::a100s(1, Backfill::Easy);
+    world.ask(&ask("a", "4g.20gb", None));
+    world.serve();
+    assert!(world.reserve(7, "3g.20gb", 1000, 2000));
+    assert!(!world.reserve(8, "3g.20gb", 1999, 3000));
+    let wanted = |need: &str| resolve(&need.parse().unwrap(), world.pool.models()).unwrap();
+    let held = || World::slots(&world.running);
+    let scene = Scene {
+        now: world.now,
+        policy: &ExpectedLoss::default(),
+        rules: world.rules,
+        held: &held,
+        reserved: &world.reserved,
+    };
+    let told = |need: &str, slices, from, until| {
+        let booking = Booking { id: 9, from: time(from), until: time(until) };
+        in_the_way(booking, &wanted(need), slices, &world.pool, &scene)
+    };
+    let (lease, other) = (BTreeSet::from([1]), BTreeSet::from([7]));
+    assert_eq!(told("4g.20gb", 1, 2000, 3000), InTheWay::Leases(lease.clone()));
+    assert_eq!(told("3g.20gb", 1, 1999, 3000), InTheWay::Either(lease.clone(), other.clone()));
+    assert_eq!(told("7g.40gb", 1, 1999, 3000), InTheWay::Both(lease, other));
+    assert_eq!(told("7g.40gb", 2, 2000, 3000), InTheWay::Nothing);
+}
+
+fn any_reserved() -> impl Strategy<Value = Vec<(usize, u64, u64)>> {
+    prop::collection::vec((0usize..6, 0u64..6000, 121u64..3000), 0..5)
+}
+
+const NEEDS: [&str; 6] = ["1g.5gb", "1g.10gb", "2g.10gb", "3g.20gb", "4g.20gb", "7g.40gb"];
+
+proptest! {
+    /// Nobody is ever where they could be in the way of a reservation, one that was accepted has its space when it
+    /// begins, and everybody is served in the end.
+    #[test]
+    fn what_is_reserved_is_kept_and_nobody_starves(
+        asked in prop::collection::vec(any_asked(), 1..25),
+        reserved in any_reserved(),
+        backfill in any_backfill(),
+    ) {
+        let mut world = World::a100s(2, backfill);
+        let mut accepted = BTreeMap::new();
+        let mut reserved = (100u64..).zip(reserved);
+        let mut served = 0;
+        for asked in &asked {
+            if let Some((id, (need, from, length))) = reserved.next()
+                && world.reserve(id, NEEDS[need], from, from + length)
+            {
+                accepted.insert(id, (NEEDS[need], time(from)));
+            }
+            world.ask(asked);
+            served += world.serve().len();
+            prop_assert_eq!(world.intruders(), Vec::<u64>::new());
+        }
+        let mut own = 0;
+        loop {
+            let begins: Vec<u64> =
+                accepted.iter().filter(|(_, (_, from))| *from <= world.now).map(|(id, _)| *id).collect();
+            for id in begins {
+                let (need, _) = accepted.remove(&id).unwrap();
+                let Some(booking) = world.reserved.iter().map(|r| r.booking).find(|b| b.id == id) else { continue };
+                let seq = world.ask_within(&ask("e", need, None), booking);
+                let at_once = world.serve();
+                prop_assert!(at_once.contains(&seq), "{} has not its space: {:?}", id, world.running);
+                own += 1;
+                served += at_once.len();
+            }
+            served += world.serve().len();
+            prop_assert_eq!(world.intruders(), Vec::<u64>::new());
+            if !world.pass() {
+                break;
+            }
+        }
+        prop_assert_eq!(served, asked.len() + own, "left waiting: {:?}", world.waiting.keys());
+    }
+}
+
 proptest! {
     /// Whatever is asked, in whatever mode: nobody holds more than their limits, or their projects', all of a gang
     /// is granted or nothing, and in the end everybody is served.
@@ -434,9 +613,13 @@ proptest! {
     fn the_first_in_line_is_never_delayed(
         asked in prop::collection::vec(any_asked(), 2..25),
         conservative in any::<bool>(),
+        reserved in any_reserved(),
     ) {
         let backfill = if conservative { Backfill::Conservative } else { Backfill::Easy };
         let mut world = World::a100s(2, backfill);
+        for (id, (need, from, length)) in (100..).zip(reserved) {
+            world.reserve(id, NEEDS[need], from, from + length);
+        }
         // Of one priority and one user, so that who is first stays first.
         for asked in &asked {
             world.ask(&Asked { user: "a".into(), project: None, priority: 0, ..asked.clone() });

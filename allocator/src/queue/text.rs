@@ -2,6 +2,7 @@
 
 use super::{Block, account::name_of};
 use crate::{AccountState, PERIOD_DAYS, placement::Shortage};
+use jiff::Timestamp;
 use mlad::api::{Need, WaitReason};
 
 /// The most troubles that are told at once.
@@ -24,10 +25,23 @@ pub struct Facts<'a> {
     pub shortage: Option<Shortage>,
     /// A lease whose end alone makes room for it, in words, if there is one.
     pub blocker: Option<&'a str>,
+    /// The reservation that it waits for, or that has what is free.
+    pub reservation: Option<Told<'a>>,
     /// Why GPUs cannot be used now.
     pub faults: &'a [String],
     /// Why space that is free is not used: faults, instances in doubt, refusals of the driver.
     pub troubles: &'a [String],
+}
+
+/// What is told of a reservation.
+#[derive(Debug, Clone, Copy)]
+pub struct Told<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// When it begins.
+    pub from: Timestamp,
+    /// When it ends.
+    pub until: Timestamp,
 }
 
 /// The reason, and the reason in words: what blocks, who is ahead, what would fit now.
@@ -62,6 +76,27 @@ pub fn explain(block: Block, facts: &Facts<'_>) -> (WaitReason, String) {
                 faults => faults.join("; "),
             };
             (WaitReason::NodeUnavailable, format!("no GPU can serve {} now: {why}", named(need)))
+        }
+        Block::Reserved(_) => {
+            let whose = facts.reservation.map_or_else(
+                || "a reservation".to_owned(),
+                |Told { name, from, until }| format!("the reservation {name} ({from:.0} to {until:.0})"),
+            );
+            let help = "what ends before that by its time limit can start now";
+            (WaitReason::Reserved, format!("space for {} is free, but set aside for {whose}; {help}", named(need)))
+        }
+        Block::NotYet => {
+            let text = facts.reservation.map_or_else(
+                || "its reservation begins later".to_owned(),
+                |Told { name, from, until }| format!("its reservation {name} is from {from:.0} to {until:.0}"),
+            );
+            (WaitReason::Reserved, text)
+        }
+        Block::Full => {
+            let name = facts.reservation.map_or("", |told| told.name);
+            let text =
+                format!("no {} is free within its reservation {name}: others of it use what it has", named(need));
+            (WaitReason::Reserved, text)
         }
     }
 }

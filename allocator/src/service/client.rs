@@ -18,7 +18,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use jiff::{Timestamp, civil::Date};
-use mlad::api::{GpuMap, Lease, Need, NodeInfo, Past, UsageList, Wait};
+use mlad::api::{GpuMap, Lease, Need, NewReservation, NodeInfo, Past, Reservation, UsageList, Wait};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     path::PathBuf,
@@ -304,6 +304,22 @@ impl Allocate for HttpAllocator {
             return Err(AllocatorError::Unknown(gpu.to_owned()));
         }
         self.call(Method::POST, &format!("/v1/gpus/{gpu}/trust"), Bytes::new(), TAKE).await
+    }
+
+    async fn reserve(&self, new: &NewReservation) -> Result<Reservation, AllocatorError> {
+        self.post("/v1/reservations", new).await
+    }
+
+    async fn cancel_reservation(&self, name: &str) -> Result<(), AllocatorError> {
+        // What is no name cannot be reserved.
+        if !is_workload_name(name) {
+            return Ok(());
+        }
+        self.call(Method::DELETE, &format!("/v1/reservations/{name}"), Bytes::new(), TAKE).await
+    }
+
+    async fn reservations(&self) -> Result<Vec<Reservation>, AllocatorError> {
+        self.get("/v1/reservations").await
     }
 
     async fn changed(&self, seen: u64) -> Result<u64, AllocatorError> {

@@ -21,6 +21,7 @@ use hyper_util::{
     server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
+use mlad::api::{NewReservation, Reservation};
 use serde::Serialize;
 use std::{
     fs,
@@ -247,6 +248,8 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/past", get(past))
         .route("/v1/usage", get(usage))
         .route("/v1/accounts", get(accounts).post(set_accounts).layer(DefaultBodyLimit::max(LONGEST_ACCOUNTS)))
+        .route("/v1/reservations", get(reservations).post(reserve))
+        .route("/v1/reservations/{name}", delete(cancel_reservation))
         .layer(middleware::from_fn(bounded))
         .route("/v1/changed", get(changed))
         .method_not_allowed_fallback(|| async { refused(StatusCode::METHOD_NOT_ALLOWED, Refusal::NO_SUCH_CALL) })
@@ -386,6 +389,18 @@ async fn accounts(State(us): Us) -> Answer<Vec<AccountState>> {
 
 async fn set_accounts(State(us): Us, Body(body): Body<Vec<Account>>) -> Answer<()> {
     told(us.allocator.set_accounts(&body).await)
+}
+
+async fn reserve(State(us): Us, Body(new): Body<NewReservation>) -> Answer<Reservation> {
+    told(us.allocator.reserve(&new).await)
+}
+
+async fn cancel_reservation(State(us): Us, Name(name): Name) -> Answer<()> {
+    told(us.allocator.cancel_reservation(&name).await)
+}
+
+async fn reservations(State(us): Us) -> Answer<Vec<Reservation>> {
+    told(us.allocator.reservations().await)
 }
 
 async fn past(State(us): Us, Asked(At { at }): Asked<At>) -> Answer<mlad::api::Past> {

@@ -85,7 +85,7 @@ pub(super) fn status(error: &AllocatorError) -> u16 {
         AllocatorError::Invalid(_) => 400,
         AllocatorError::Quota(_) => 403,
         AllocatorError::Unknown(_) => 404,
-        AllocatorError::Ended(_) | AllocatorError::Fence(_) => 409,
+        AllocatorError::Ended(_) | AllocatorError::Fence(_) | AllocatorError::Reservation(_) => 409,
         AllocatorError::Impossible(_) => 422,
         AllocatorError::TooMany(_) => 429,
         AllocatorError::Settings(_) => 500,

@@ -22,7 +22,7 @@ use std::time::Duration;
 /// Each case as a test, on one host.
 macro_rules! suite {
     ($host:expr) => {
-        suite!($host, rules: forty_people, repartition, refusals, repeats, quotas, gangs, accounts, kinds_of_need, two_models,
+        suite!($host, rules: forty_people, repartition, refusals, repeats, quotas, gangs, accounts, reservations, kinds_of_need, two_models,
             revocation, changes);
         suite!($host, faults: in_use, half_destroyed, no_room, slow_destroy, lost, lost_at_the_start, fatal_error, foreign_process, cut_by_hand,
             no_driver);

@@ -1,8 +1,8 @@
 //! Grants, refusals, limits, order.
 
 use super::{ask, ended, get, granted, host::Host, machine::Machine, until, waiting};
-use jiff::Timestamp;
-use mlad::api::{Need, SliceState, WaitReason};
+use jiff::{SignedDuration, Timestamp};
+use mlad::api::{Need, NewReservation, SliceState, WaitReason};
 use mlad_allocator::{Account, AccountName, Allocate, AllocatorError, LeaseRequest, LeaseState, Limits};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -181,6 +181,60 @@ pub(crate) async fn accounts(host: Host) {
         Account { name: AccountName::Project("lab".to_owned()), parent: Some("vision".to_owned()), ..project(1) };
     let error = allocator.set_accounts(&[circle]).await.unwrap_err();
     assert!(matches!(&error, AllocatorError::Invalid(text) if text.contains("lies within itself")), "{error}");
+    running.stop().await;
+}
+
+/// What is reserved outlives a restart, and is there for those it is for.
+pub(crate) async fn reservations(host: Host) {
+    let machine = Machine::new("A100-40GB", 1);
+    let running = host.start(&machine).await;
+    let minutes = |minutes: i64| Timestamp::now().checked_add(SignedDuration::from_mins(minutes)).unwrap();
+    let new = NewReservation {
+        name: "course".to_owned(),
+        need: "3g.20gb".parse().unwrap(),
+        slices: 2,
+        from: None,
+        until: minutes(60),
+        users: vec!["bob".to_owned()],
+        projects: vec!["vision".to_owned()],
+    };
+    let made = running.allocator().reserve(&new).await.unwrap();
+    assert_eq!((made.places.len(), made.active, made.trouble.clone()), (2, true, None));
+    let other = NewReservation { name: "other".to_owned(), ..new.clone() };
+    let error = running.allocator().reserve(&other).await.unwrap_err();
+    assert!(matches!(&error, AllocatorError::Reservation(text) if text.contains("course")), "{error}");
+    running.stop().await;
+    let running = host.start(&machine).await;
+    let allocator = running.allocator();
+    assert_eq!(allocator.reservations().await.unwrap(), std::slice::from_ref(&made), "as it was");
+    assert_eq!(allocator.reserve(&new).await.unwrap().places, made.places, "the same again changes nothing");
+    allocator.request(&ask("w-1-1", "alice", "1g.5gb")).await.unwrap();
+    let wait = waiting(allocator, "w-1-1").await;
+    assert_eq!(wait.reason, WaitReason::Reserved, "{}", wait.detail);
+    let within = |workload: &str, user: &str, need: &str| LeaseRequest {
+        reservation: Some("course".to_owned()),
+        ..ask(workload, user, need)
+    };
+    let error = allocator.request(&within("w-2-1", "alice", "2g.10gb")).await.unwrap_err();
+    assert!(matches!(&error, AllocatorError::Reservation(text) if text.contains("is not for alice")), "{error}");
+    allocator.request(&within("w-2-1", "bob", "2g.10gb")).await.unwrap();
+    let lease = granted(allocator, "w-2-1").await;
+    assert_eq!(lease.expected_end, Some(made.until), "it ends with the reservation");
+    assert_eq!(allocator.reservations().await.unwrap()[0].in_use, 1);
+    running.stop().await;
+    let running = host.start(&machine).await;
+    let allocator = running.allocator();
+    assert_eq!(granted(allocator, "w-2-1").await.expected_end, Some(made.until), "over a restart too");
+    allocator.request(&within("w-3-1", "bob", "3g.20gb")).await.unwrap();
+    granted(allocator, "w-3-1").await;
+    allocator.request(&within("w-4-1", "bob", "3g.20gb")).await.unwrap();
+    assert_eq!(waiting(allocator, "w-4-1").await.reason, WaitReason::Reserved);
+    for _ in 0..2 {
+        allocator.cancel_reservation("course").await.unwrap();
+    }
+    assert!(ended(allocator, "w-4-1").await.contains("was removed"));
+    granted(allocator, "w-1-1").await;
+    granted(allocator, "w-2-1").await;
     running.stop().await;
 }
 

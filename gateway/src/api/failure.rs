@@ -79,6 +79,9 @@ impl From<AllocatorError> for Failure {
             AllocatorError::TooMany(_) => Self::new(ErrorCode::TooMany, message),
             AllocatorError::Unknown(_) => Self::new(ErrorCode::NotFound, message),
             AllocatorError::Ended(_) | AllocatorError::Fence(_) => Self::new(ErrorCode::Conflict, message),
+            AllocatorError::Reservation(_) => {
+                Self::new(ErrorCode::Conflict, message).hint("`mlad reservations` shows those you may use")
+            }
             AllocatorError::Driver(_)
             | AllocatorError::Store(_)
             | AllocatorError::Settings(_)

@@ -24,6 +24,7 @@ mod nodes;
 mod openapi;
 mod projects;
 mod range;
+mod reservations;
 mod server;
 #[cfg(test)]
 mod tests;

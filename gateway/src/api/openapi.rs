@@ -25,6 +25,7 @@ use utoipa::{
         (name = "workspaces", description = "Interactive containers"),
         (name = "account", description = "The caller's own keys and tokens"),
         (name = "projects", description = "Users who share a quota"),
+        (name = "reservations", description = "Space on GPUs that is set aside for a time"),
         (name = "admin", description = "For administrators; every change is audited")
     )
 )]

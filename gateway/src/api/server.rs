@@ -2,7 +2,7 @@
 
 use super::{
     ApiState, Rooms, account, admin, artifacts, authorities, failure::Failure, forwarding, history, jobs, nodes,
-    openapi, projects, view, workspaces,
+    openapi, projects, reservations, view, workspaces,
 };
 use axum::{
     Router,
@@ -72,6 +72,7 @@ pub(super) fn described() -> OpenApiRouter<Rooms> {
         .merge(workspaces::routes())
         .merge(account::routes())
         .merge(projects::routes())
+        .merge(reservations::routes())
         .merge(admin::routes())
         .merge(authorities::routes())
         .merge(forwarding::routes())

@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 mod files;
 mod projects;
+mod reservations;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ8HVnfd/QgKBqTN8l9NFzeMTHIbEkGI3xGo6dmQyN7f somebody@laptop";

@@ -32,8 +32,8 @@ use crate::{
 use bytes::Bytes;
 use controller::Controller;
 use futures::Stream;
-use mlad::api::{Attempt, Job, JobId, JobReason, JobSpec, JobState, Need, Project, WaitReason};
-use mlad_allocator::Allocate;
+use mlad::api::{Attempt, Job, JobId, JobReason, JobSpec, JobState, Need, Project, Reservation, WaitReason};
+use mlad_allocator::{Allocate, AllocatorError};
 use std::{sync::Arc, time::Duration};
 
 /// Image and slice of whoever submits: taken where the submission names none.
@@ -97,6 +97,7 @@ impl Jobs {
         spec.project = self.project_of(user, spec.project.take(), origin.project).await?;
         let spec = spec::complete(spec, &config.job, &config.container)?;
         spec::check_priority(&spec, user)?;
+        self.check_reservation(user, &spec).await?;
         self.check_fit(user, &spec, entry.min_gpu_memory_mib, &entry.name).await?;
         let most = user.quota.jobs.unwrap_or(u32::MAX).min(config.job.max_per_user);
         match self.0.store.submit_job(user.id, &spec, most).await? {
@@ -136,6 +137,20 @@ impl Jobs {
             Ok(Some(project))
         } else {
             Err(JobError::Project(project))
+        }
+    }
+
+    /// Refuses a reservation that is not there, or is not for this user.
+    async fn check_reservation(&self, user: &UserRecord, spec: &JobSpec) -> Result<(), JobError> {
+        let Some(name) = &spec.reservation else { return Ok(()) };
+        let refused = |text: String| Err(AllocatorError::Reservation(text).into());
+        let found = self.0.allocator.reservations().await?.into_iter().find(|found| found.name == *name);
+        let Some(found) = found.filter(|found| may_use(found, &user.name, &spec.project)) else {
+            return refused(format!("there is no reservation {name} that you may use for this project"));
+        };
+        match &spec.need {
+            None | Some(Need::Cpu) => refused(format!("a job without a GPU cannot use the reservation {}", found.name)),
+            Some(_) => Ok(()),
         }
     }
 
@@ -343,6 +358,12 @@ impl Jobs {
     }
 }
 
+/// Whether a reservation is for a user, or for the project that a request counts for.
+pub(crate) fn may_use(reservation: &Reservation, user: &str, project: &Option<String>) -> bool {
+    let of_project = project.as_ref().is_some_and(|project| reservation.projects.contains(project));
+    of_project || reservation.users.iter().any(|name| name == user)
+}
+
 fn reason_of(reason: WaitReason) -> JobReason {
     match reason {
         WaitReason::Priority => JobReason::Priority,
@@ -350,5 +371,6 @@ fn reason_of(reason: WaitReason) -> JobReason {
         WaitReason::Quota => JobReason::Quota,
         WaitReason::Repartitioning => JobReason::Repartitioning,
         WaitReason::NodeUnavailable => JobReason::NodeUnavailable,
+        WaitReason::Reserved => JobReason::Reserved,
     }
 }

@@ -127,6 +127,11 @@ impl Controller {
                 self.note(job.id, Some(JobReason::Quota), text);
                 Ok(Step::Rest(None))
             }
+            // It was there when the job was accepted: it is over, was removed, or is not for them any more.
+            Err(AllocatorError::Reservation(text)) => {
+                let detail = format!("{text}; cancel it, and hand it in again without or for another one");
+                self.change(job, job.life.held(Some(detail))?, None).await
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -142,9 +147,9 @@ impl Controller {
             let job = self.store.job(first).await?;
             let asks = job.life.state == JobState::Queued && job.spec.need != Some(Need::Cpu);
             if asks && self.pause(&job).await?.is_none() {
-                use AllocatorError::{Ended, Impossible, Quota};
+                use AllocatorError::{Ended, Impossible, Quota, Reservation};
                 match self.request(&job).await? {
-                    Ok(_) | Err(Ended(_) | Impossible(_) | Quota(_)) => {}
+                    Ok(_) | Err(Ended(_) | Impossible(_) | Quota(_) | Reservation(_)) => {}
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -445,6 +450,7 @@ fn lease_request(job: &JobRecord, user: &UserRecord) -> LeaseRequest {
         priority: job.spec.priority,
         preemptible: job.spec.preemptible,
         expected_seconds: job.spec.time_limit_seconds,
+        reservation: job.spec.reservation.clone(),
         ..LeaseRequest::new(job.next().to_string(), &user.name, need)
     }
 }

@@ -31,7 +31,9 @@ const MIN_MEMORY_MIB: u64 = 16;
 pub(super) fn complete(mut spec: JobSpec, job: &JobSettings, container: &Container) -> Result<JobSpec, JobError> {
     check_command(&spec.command)?;
     check_environment(&spec)?;
-    for (what, text) in [("name", &spec.name), ("idempotency key", &spec.idempotency_key)] {
+    for (what, text) in
+        [("name", &spec.name), ("idempotency key", &spec.idempotency_key), ("reservation", &spec.reservation)]
+    {
         if text.as_ref().is_some_and(|text| !is_line(text)) {
             return wrong(format!("the {what} must be one line of 1 to {MAX_NAME} characters"));
         }

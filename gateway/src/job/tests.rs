@@ -15,6 +15,7 @@ mod ending;
 mod giving_way;
 mod log;
 mod projects;
+mod reserved;
 mod without_gpu;
 
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -85,6 +85,7 @@ pub(super) fn waiting_for(wait: &Wait) -> String {
         WaitReason::Quota => "your quota is used up",
         WaitReason::Repartitioning => "it is being made",
         WaitReason::NodeUnavailable => "a GPU node does not answer",
+        WaitReason::Reserved => "what is free is reserved",
     };
     format!("waiting for {}: {reason}", need(&wait.need))
 }

@@ -3,7 +3,7 @@
 use super::{CrashPoint, World};
 use async_trait::async_trait;
 use jiff::Timestamp;
-use mlad::api::{GpuMap, Lease, Need, Wait};
+use mlad::api::{GpuMap, Lease, Need, NewReservation, Reservation, Wait};
 use mlad_allocator::{Account, AccountState, Allocate, AllocatorError, LeaseRequest, LeaseState, Resolved};
 
 /// The allocator as one gateway sees it.
@@ -53,7 +53,12 @@ impl Allocate for FakeAllocator {
                     let mine = inner.queue.iter_mut().find(|waiting| waiting.workload == request.workload);
                     mine.unwrap().limits = request.limits;
                 }
-                None => inner.queue.push(request.clone()),
+                None => match &request.reservation {
+                    Some(name) if !inner.reservations.iter().any(|known| known.name == *name) => {
+                        return Err(AllocatorError::Reservation(format!("there is no reservation {name}")));
+                    }
+                    _ => inner.queue.push(request.clone()),
+                },
             }
             inner.grant();
             let state = inner.state_of(&request.workload).unwrap();
@@ -179,6 +184,48 @@ impl Allocate for FakeAllocator {
 
     async fn accounts(&self) -> Result<Vec<AccountState>, AllocatorError> {
         self.call(|world| Ok(world.lock().account_states())).await
+    }
+
+    async fn reserve(&self, new: &NewReservation) -> Result<Reservation, AllocatorError> {
+        let made = Reservation {
+            name: new.name.clone(),
+            need: new.need.clone(),
+            slices: new.slices,
+            from: new.from.unwrap_or_else(Timestamp::now),
+            until: new.until,
+            users: new.users.clone(),
+            projects: new.projects.clone(),
+            places: Vec::new(),
+            active: false,
+            in_use: 0,
+            trouble: None,
+            made_at: Timestamp::now(),
+        };
+        self.call(|world| {
+            world.lock().reservations.push(made.clone());
+            world.bump();
+            Ok(made)
+        })
+        .await
+    }
+
+    async fn cancel_reservation(&self, name: &str) -> Result<(), AllocatorError> {
+        self.call(|world| {
+            let mut inner = world.lock();
+            inner.reservations.retain(|known| known.name != name);
+            let of_it = |request: &LeaseRequest| request.reservation.as_deref() == Some(name);
+            let over: Vec<String> = inner.queue.iter().filter(|it| of_it(it)).map(|it| it.workload.clone()).collect();
+            inner.queue.retain(|request| !of_it(request));
+            inner.ended.extend(over);
+            drop(inner);
+            world.bump();
+            Ok(())
+        })
+        .await
+    }
+
+    async fn reservations(&self) -> Result<Vec<Reservation>, AllocatorError> {
+        self.call(|world| Ok(world.lock().reservations.clone())).await
     }
 
     async fn changed(&self, seen: u64) -> Result<u64, AllocatorError> {

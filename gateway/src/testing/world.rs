@@ -56,6 +56,7 @@ pub(super) struct Inner {
     pub(super) queue: Vec<LeaseRequest>,
     pub(super) ended: BTreeSet<String>,
     pub(super) accounts: Vec<Account>,
+    pub(super) reservations: Vec<mlad::api::Reservation>,
     fence: u64,
     pub(super) engine: Result<(), RuntimeError>,
     pub(super) allocator_away: bool,
@@ -83,6 +84,7 @@ impl World {
             queue: Vec::new(),
             ended: BTreeSet::new(),
             accounts: Vec::new(),
+            reservations: Vec::new(),
             fence: 0,
             engine: Ok(()),
             allocator_away: false,
@@ -213,6 +215,12 @@ impl World {
     /// Limits of a user or project, as the allocator was told them.
     pub(crate) fn limits_of(&self, name: &AccountName) -> Option<Limits> {
         self.lock().accounts.iter().find(|account| account.name == *name).map(|account| account.limits)
+    }
+
+    /// How many requests wait for a reservation.
+    pub(crate) fn waits_within(&self, reservation: &str) -> usize {
+        let inner = self.lock();
+        inner.queue.iter().filter(|request| request.reservation.as_deref() == Some(reservation)).count()
     }
 
     /// The allocator has lost what it was told of users and projects.

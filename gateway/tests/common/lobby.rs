@@ -224,6 +224,18 @@ impl Allocate for House {
         Ok(Vec::new())
     }
 
+    async fn reserve(&self, _: &mlad::api::NewReservation) -> Result<mlad::api::Reservation, AllocatorError> {
+        Err(AllocatorError::Reservation("nothing can be reserved here".into()))
+    }
+
+    async fn cancel_reservation(&self, _: &str) -> Result<(), AllocatorError> {
+        Ok(())
+    }
+
+    async fn reservations(&self) -> Result<Vec<mlad::api::Reservation>, AllocatorError> {
+        Ok(Vec::new())
+    }
+
     async fn changed(&self, seen: u64) -> Result<u64, AllocatorError> {
         // Nothing here is waited for by way of the news.
         if seen == 0 { Ok(1) } else { std::future::pending().await }

@@ -381,6 +381,8 @@ pub enum WaitReason {
     Repartitioning,
     /// Free space exists, but the driver or node does not answer.
     NodeUnavailable,
+    /// What is free is set aside for others, or its own reservation has not begun or is in use.
+    Reserved,
 }
 
 #[cfg(test)]

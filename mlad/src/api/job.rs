@@ -55,6 +55,9 @@ pub struct JobSpec {
     /// It may be ended, with notice, for a request of greater priority; it then waits to start again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub preemptible: bool,
+    /// The reservation in whose space, and time, it runs: it starts when that has begun, and ends with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<String>,
     /// The same key from the same user within a day gives the same job back. At most 128 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
@@ -114,6 +117,8 @@ pub enum JobReason {
     Repartitioning,
     /// The container engine, node or driver does not answer.
     NodeUnavailable,
+    /// What is free is set aside for others, or its own reservation has not begun or is in use.
+    Reserved,
     /// The image cannot be had.
     Image,
     /// The command ended by itself; see the exit code or signal.

@@ -12,6 +12,7 @@ mod image;
 mod job;
 mod node;
 mod project;
+mod reservation;
 mod user;
 mod workspace;
 
@@ -29,6 +30,7 @@ pub use job::{
 };
 pub use node::{NodeInfo, NodeList, NodeState};
 pub use project::{DefaultProject, NewProject, Project, ProjectLimits, ProjectList, ProjectUse};
+pub use reservation::{NewReservation, Reservation, ReservationList, ReservedSlice};
 pub use user::{
     AuditEvent, AuditList, Identity, Invite, NewInvite, NewKey, NewToken, NewUser, Quota, Role, SshKey, Token, User,
     UserChange, UserList,

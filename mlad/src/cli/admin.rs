@@ -9,6 +9,7 @@ use super::{
     output::{self, Output, ago, local_time, memory, or_dash, plain},
     own, parse_need,
     projects::{self, AdminProjectCommand},
+    reservations::{self, ReserveCommand},
 };
 use crate::{
     api::{Image, Need, NewImage, NewInvite, NewUser, Quota, Role, User},
@@ -47,6 +48,9 @@ pub(super) enum AdminCommand {
     /// The catalog of images.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Space on GPUs that is set aside for a time.
+    #[command(subcommand)]
+    Reserve(ReserveCommand),
     /// Leases of slices.
     #[command(subcommand)]
     Lease(LeaseCommand),
@@ -249,6 +253,7 @@ pub(super) async fn run(client: &Client, output: &Output, command: AdminCommand)
         AdminCommand::Token(command) => token(client, output, command).await,
         AdminCommand::Image(command) => image(client, output, command).await,
         AdminCommand::Node(command) => nodes::run(client, output, command).await,
+        AdminCommand::Reserve(command) => reservations::administer(client, output, command).await,
         AdminCommand::Lease(LeaseCommand::Ls) => super::gpus::who(client, output).await,
         AdminCommand::Lease(LeaseCommand::Revoke { workload }) => {
             client.revoke_lease(&workload).await?;

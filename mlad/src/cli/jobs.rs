@@ -46,6 +46,9 @@ pub(super) struct SubmitArguments {
     /// It may be ended, with notice, for a request of greater priority; it then waits to start again.
     #[arg(long)]
     preemptible: bool,
+    /// Reservation in whose space it runs: it starts when that has begun, and ends with it.
+    #[arg(long, value_name = "NAME")]
+    reservation: Option<String>,
     /// Longest run: 90s, 30m, 12h, 2d [default: the server's].
     #[arg(long, short, visible_alias = "time-limit", value_parser = ValueParser::new(parse_seconds), value_name = "TIME")]
     time: Option<u64>,
@@ -254,6 +257,7 @@ fn spec(arguments: SubmitArguments) -> Result<JobSpec, CliError> {
         nodes: arguments.nodes,
         priority: arguments.priority,
         preemptible: arguments.preemptible,
+        reservation: arguments.reservation,
         idempotency_key: Some(arguments.key.unwrap_or_else(random_key)),
     })
 }
@@ -298,7 +302,7 @@ pub(super) fn say_how_it_ended(output: &Output, job: &Job) {
 }
 
 /// `90`, `90s`, `30m`, `12h`, `2d` in seconds.
-fn parse_seconds(text: &str) -> Result<u64, String> {
+pub(super) fn parse_seconds(text: &str) -> Result<u64, String> {
     let (number, unit) = split_unit(text);
     let factor = match unit {
         "" | "s" => 1,

@@ -18,6 +18,7 @@ mod nodes;
 mod output;
 mod own;
 mod projects;
+mod reservations;
 mod run;
 
 use crate::{
@@ -98,6 +99,8 @@ enum Command {
     /// Your projects.
     #[command(subcommand)]
     Project(projects::ProjectCommand),
+    /// List the reservations that you may use (`mlad run --reservation NAME`).
+    Reservations,
     /// Your SSH keys.
     #[command(subcommand)]
     Key(own::KeyCommand),
@@ -242,6 +245,7 @@ async fn dispatch(api: Option<Endpoint>, token_file: Option<PathBuf>, output: Ou
         Command::Whoami => own::whoami(client, &output).await,
         Command::Workspace(command) => own::workspace(client, &output, command).await,
         Command::Project(command) => projects::run(client, &output, command).await,
+        Command::Reservations => reservations::mine(client, &output).await,
         Command::Key(command) => own::key(client, &output, command).await,
         Command::Token(command) => own::token(client, &output, command).await,
         Command::Admin(command) => admin::run(client, &output, command).await,

@@ -4,8 +4,9 @@ use super::{Answer, Client, ClientError};
 use crate::api::{
     ArtifactList, AuditList, CertificateAuthority, DefaultProject, Forwarding, GpuMap, Identity, Image, ImageList,
     Invite, Job, JobId, JobList, JobSpec, JobState, JobSubmitted, Lease, NewCertificateAuthority, NewImage, NewInvite,
-    NewKey, NewProject, NewRevocation, NewToken, NewUser, NodeList, Past, Project, ProjectLimits, ProjectList, Quota,
-    Revocation, Role, SshKey, Token, UsageList, User, UserList, Wait, Workspace, WorkspaceList,
+    NewKey, NewProject, NewReservation, NewRevocation, NewToken, NewUser, NodeList, Past, Project, ProjectLimits,
+    ProjectList, Quota, Reservation, ReservationList, Revocation, Role, SshKey, Token, UsageList, User, UserList, Wait,
+    Workspace, WorkspaceList,
 };
 use hyper::Method;
 use jiff::{Timestamp, civil::Date};
@@ -417,6 +418,26 @@ impl Client {
     /// Ends a membership.
     pub async fn remove_member(&self, project: &str, user: &str) -> Result<(), ClientError> {
         self.delete(&project_path(project, &format!("/members/{}", escape(user)))).await
+    }
+
+    /// The reservations that the caller may use.
+    pub async fn reservations(&self) -> Result<ReservationList, ClientError> {
+        self.get("/v1/reservations").await
+    }
+
+    /// Every reservation that is not over.
+    pub async fn all_reservations(&self) -> Result<ReservationList, ClientError> {
+        self.get("/v1/admin/reservations").await
+    }
+
+    /// Sets space aside.
+    pub async fn reserve(&self, new: &NewReservation) -> Result<Reservation, ClientError> {
+        self.post("/v1/admin/reservations", new).await
+    }
+
+    /// Sets it aside no longer.
+    pub async fn remove_reservation(&self, name: &str) -> Result<(), ClientError> {
+        self.delete(&format!("/v1/admin/reservations/{}", escape(name))).await
     }
 
     /// Adds an image to the catalog, or replaces the one of its name.

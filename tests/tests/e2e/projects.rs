@@ -48,6 +48,39 @@ fn members_share_a_quota_and_nobody_else_learns_of_it() {
 }
 
 #[test]
+fn what_is_reserved_is_there_for_those_it_is_for_and_for_nobody_else() {
+    let machine = "driver_version = \"550.54.15\"\n[[gpu]]\nmodel = \"A100-40GB\"\ncount = 1\nmig = true\n";
+    let site = Site::builder().machine(machine).start();
+    let (alice, bob) = (site.person("alice"), site.person("bob"));
+    let add = ["reserve", "add", "course", "--for", "2h", "--gpu", "3g.20gb", "--slices", "2", "--user", "alice"];
+    site.admin(&add).success();
+    let mut other = add;
+    other[2] = "other";
+    let refused = site.admin(&other);
+    assert!(refused.code != 0 && refused.stderr.contains("course"), "{}", refused.stderr);
+    let listed = site.mlad_json(&["admin", "reserve", "ls"]);
+    assert_eq!(
+        (&listed["reservations"][0]["name"], &listed["reservations"][0]["active"]),
+        (&"course".into(), &true.into())
+    );
+
+    // Space is free, and not for bob; alice has it.
+    let waits = bob.ssh("mlad submit --gpu 1g.5gb -- true").success().text();
+    eventually("bob's job waits for the reservation", LONG, || job(&bob, &waits)["reason"] == "Reserved");
+    let why = bob.ssh(&format!("mlad why {waits}")).success().text();
+    assert!(why.contains("set aside"), "{why}");
+    assert_ne!(bob.ssh("mlad submit --reservation course --gpu 1g.5gb -- true").code, 0);
+    assert_eq!(bob.ssh("mlad reservations --json").success().json()["reservations"].as_array().unwrap().len(), 0);
+    assert!(alice.ssh("mlad reservations").success().text().contains("course"));
+    let text = alice.ssh("mlad run --reservation course --gpu 2g.10gb -- echo within").success().text();
+    assert_eq!(text, "within");
+
+    site.admin(&["reserve", "rm", "course"]).success();
+    bob.ssh(&format!("mlad wait {waits}")).success();
+    assert_ne!(alice.ssh("mlad submit --reservation course --gpu 1g.5gb -- true").code, 0);
+}
+
+#[test]
 fn a_preemptible_job_gives_way_and_finishes_later() {
     let machine = "driver_version = \"550.54.15\"\n[[gpu]]\nmodel = \"A100-40GB\"\ncount = 1\nmig = true\n";
     let site = Site::builder().machine(machine).setting("allocator", "notice_seconds = 5").start();

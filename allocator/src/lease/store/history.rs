@@ -26,6 +26,8 @@ impl Store {
         sqlx::query(latest).bind(until).execute(&mut *transaction).await?;
         let pruned = sqlx::query("DELETE FROM request WHERE ended_at < $1").bind(until);
         let pruned = pruned.execute(&mut *transaction).await?.rows_affected();
+        let reservations = sqlx::query("DELETE FROM reservation WHERE over_at < $1");
+        reservations.bind(before.as_microsecond()).execute(&mut *transaction).await?;
         transaction.commit().await?;
         Ok(pruned)
     }

@@ -14,7 +14,7 @@ mod write;
 pub(super) use past::Reader;
 pub use records::read_records;
 
-use super::record::{LeaseRow, NodeRow, QuarantineRow, Repartition, RequestRow, UsedRow, Write};
+use super::record::{LeaseRow, NodeRow, QuarantineRow, Repartition, RequestRow, ReservationRow, UsedRow, Write};
 use crate::{Account, AllocatorError};
 use jiff::Timestamp;
 use sqlx::{
@@ -44,6 +44,8 @@ pub(super) struct Loaded {
     pub(super) waiting: Vec<RequestRow>,
     /// Leases that hold their slices.
     pub(super) leases: Vec<LeaseRow>,
+    /// Space that is set aside.
+    pub(super) reservations: Vec<ReservationRow>,
     /// Changes that were under way.
     pub(super) repartitions: Vec<Repartition>,
     /// Profiles asked for lately, oldest first.

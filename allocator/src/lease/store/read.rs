@@ -5,10 +5,12 @@ use crate::{
     Account, AccountName, AllocatorError, Limits,
     geometry::Share,
     lease::record::{
-        Ending, LeaseRow, NodeRow, Purpose, QuarantineRow, Repartition, RequestRow, SliceRow, Status, UsedRow,
+        Booked, Ending, LeaseRow, NodeRow, Purpose, QuarantineRow, Repartition, RequestRow, ReservationRow,
+        ReservedSlot, SliceRow, Status, UsedRow,
     },
     lease::usage::day_of,
     node::Change,
+    queue::Booking,
 };
 use jiff::Timestamp;
 use mlad::api::Placement;
@@ -18,14 +20,20 @@ impl Store {
     /// All that is in force at a time, and what was used before it.
     pub(in crate::lease) async fn load(&self, now: Timestamp) -> Result<Loaded, AllocatorError> {
         let mut loaded = Loaded::default();
-        let open = "SELECT * FROM request WHERE ended_at IS NULL
+        let open = "SELECT request.*, starts_at, ends_at AS reserved_until, name AS reservation_name FROM request
+                    LEFT JOIN reservation ON reservation.id = request.reservation WHERE ended_at IS NULL
                     AND workload NOT IN (SELECT workload FROM lease) ORDER BY seq";
         for row in sqlx::query(open).fetch_all(&self.pool).await? {
-            loaded.waiting.push(request(&row)?);
+            loaded.waiting.push(RequestRow { booked: booked(&row)?, ..request(&row)? });
         }
-        let held = "SELECT * FROM lease JOIN request USING (workload) WHERE released_at IS NULL ORDER BY fence";
+        let held = "SELECT lease.*, request.*, starts_at, reservation.ends_at AS reserved_until,
+                    name AS reservation_name FROM lease JOIN request USING (workload)
+                    LEFT JOIN reservation ON reservation.id = request.reservation
+                    WHERE released_at IS NULL ORDER BY fence";
         for row in sqlx::query(held).fetch_all(&self.pool).await? {
-            loaded.leases.push(lease(&row)?);
+            let mut lease = lease(&row)?;
+            lease.request.booked = booked(&row)?;
+            loaded.leases.push(lease);
         }
         let slices = "SELECT * FROM slice WHERE released_at IS NULL ORDER BY fence, position";
         for row in sqlx::query(slices).fetch_all(&self.pool).await? {
@@ -36,6 +44,7 @@ impl Store {
                 lease.slices.push(slice(&row)?);
             }
         }
+        loaded.reservations = self.reservations().await?;
         for row in sqlx::query("SELECT * FROM repartition ORDER BY id").fetch_all(&self.pool).await? {
             loaded.repartitions.push(repartition(&row)?);
         }
@@ -65,6 +74,27 @@ impl Store {
             }
         }
         Ok(loaded)
+    }
+
+    /// Every reservation that is not over, with where it is.
+    async fn reservations(&self) -> Result<Vec<ReservationRow>, AllocatorError> {
+        let mut found = Vec::new();
+        let open = "SELECT * FROM reservation WHERE over_at IS NULL ORDER BY id";
+        for row in sqlx::query(open).fetch_all(&self.pool).await? {
+            found.push(reservation(&row)?);
+        }
+        let slices = "SELECT * FROM reserved_slice WHERE left_at IS NULL
+                      AND reservation IN (SELECT id FROM reservation WHERE over_at IS NULL)
+                      ORDER BY reservation, position";
+        for row in sqlx::query(slices).fetch_all(&self.pool).await? {
+            let id = unsigned(row.try_get("reservation")?);
+            if let Ok(at) = found.binary_search_by_key(&id, |reservation| reservation.booking.id)
+                && let Some(reservation) = found.get_mut(at)
+            {
+                reservation.slots.push(reserved_slot(&row)?);
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -104,6 +134,50 @@ fn request(row: &SqliteRow) -> Result<RequestRow, AllocatorError> {
         limits: limits(row)?,
         expected_seconds: row.try_get::<Option<i64>, _>("expected_seconds")?.map(unsigned),
         requested_at: time(row, "requested_at")?,
+        // Of what is in force alone.
+        booked: None,
+    })
+}
+
+fn booked(row: &SqliteRow) -> Result<Option<Booked>, AllocatorError> {
+    let id: Option<i64> = row.try_get("reservation")?;
+    // One that is long over may be forgotten.
+    let name: Option<String> = row.try_get("reservation_name")?;
+    let (Some(id), Some(name)) = (id, name) else { return Ok(None) };
+    let booking = Booking { id: unsigned(id), from: time(row, "starts_at")?, until: time(row, "reserved_until")? };
+    Ok(Some(Booked { booking, name: name.into() }))
+}
+
+fn reservation(row: &SqliteRow) -> Result<ReservationRow, AllocatorError> {
+    let broken = |error: serde_json::Error| AllocatorError::Store(error.to_string());
+    let names = |text: String| serde_json::from_str(&text).map_err(broken);
+    let need: String = row.try_get("need")?;
+    Ok(ReservationRow {
+        booking: Booking {
+            id: unsigned(row.try_get("id")?),
+            from: time(row, "starts_at")?,
+            until: time(row, "ends_at")?,
+        },
+        name: row.try_get::<String, _>("name")?.into(),
+        need: need.parse().map_err(|error: mlad::api::NeedError| AllocatorError::Store(error.to_string()))?,
+        users: names(row.try_get("users")?)?,
+        projects: names(row.try_get("projects")?)?,
+        made_at: time(row, "made_at")?,
+        // Read from their own table.
+        slots: Vec::new(),
+    })
+}
+
+fn reserved_slot(row: &SqliteRow) -> Result<ReservedSlot, AllocatorError> {
+    let number = |column| row.try_get::<i64, _>(column).map(narrow);
+    Ok(ReservedSlot {
+        node: row.try_get("node")?,
+        gpu: row.try_get("gpu")?,
+        gpu_index: number("gpu_index")?,
+        profile: number("profile_id")?,
+        placement: Placement { start: number("slice_start")?, size: number("slice_size")? },
+        whole: number("whole")? != 0,
+        chosen_at: time(row, "chosen_at")?,
     })
 }
 

@@ -3,10 +3,15 @@
 use super::read;
 use crate::{
     AllocatorError,
-    proof::{Change, Counters, Lease, Records, Request, Slice, Used},
+    proof::{Change, Counters, Lease, Records, Request, Reserved, Said, Slice, Used},
 };
 use sqlx::{ConnectOptions, Connection, Row, SqliteConnection, sqlite::SqliteConnectOptions, sqlite::SqliteRow};
 use std::{path::Path, time::Duration};
+
+/// Each place of each reservation, and until when it had it.
+const RESERVED: &str = "SELECT id, name, starts_at, chosen_at, gpu, slice_start, slice_size, whole,
+    MIN(ends_at, COALESCE(over_at, ends_at), COALESCE(left_at, ends_at)) AS until
+    FROM reserved_slice JOIN reservation ON reservation.id = reserved_slice.reservation";
 
 /// Reads all rows of the ledger in a database, as they are at one moment. Nothing is changed, and an allocator that
 /// uses the database is not held up.
@@ -26,6 +31,8 @@ pub async fn read_records(database: &Path) -> Result<Records, AllocatorError> {
         changes: all(&mut transaction, "SELECT * FROM repartition", change).await?,
         accounts: all(&mut transaction, "SELECT * FROM account", read::account).await?,
         used: all(&mut transaction, "SELECT * FROM usage", used).await?,
+        reserved: all(&mut transaction, RESERVED, reserved).await?,
+        said: all(&mut transaction, "SELECT workload, reservation, expected_seconds FROM request", said).await?,
         counters: counters(&mut transaction).await?,
     };
     transaction.rollback().await?;
@@ -116,6 +123,29 @@ fn used(row: &SqliteRow) -> Result<Used, AllocatorError> {
         user: row.try_get("user_name")?,
         project: row.try_get("project")?,
         slice_us: row.try_get("slice_us")?,
+    })
+}
+
+fn reserved(row: &SqliteRow) -> Result<Reserved, AllocatorError> {
+    Ok(Reserved {
+        reservation: row.try_get("id")?,
+        name: row.try_get("name")?,
+        from: row.try_get("starts_at")?,
+        until: row.try_get("until")?,
+        chosen_at: row.try_get("chosen_at")?,
+        gpu: row.try_get("gpu")?,
+        start: row.try_get("slice_start")?,
+        size: row.try_get("slice_size")?,
+        whole: row.try_get::<i64, _>("whole")? != 0,
+    })
+}
+
+fn said(row: &SqliteRow) -> Result<Said, AllocatorError> {
+    let seconds: Option<i64> = row.try_get("expected_seconds")?;
+    Ok(Said {
+        workload: row.try_get("workload")?,
+        reservation: row.try_get("reservation")?,
+        expected_us: seconds.map(|seconds| seconds.saturating_mul(1_000_000)),
     })
 }
 

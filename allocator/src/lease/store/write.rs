@@ -3,7 +3,7 @@
 use super::{PROJECT, USER, signed};
 use crate::{
     AccountName, AllocatorError,
-    lease::record::{LeaseRow, Purpose, UsedRow, Write},
+    lease::record::{LeaseRow, Purpose, ReservationRow, ReservedSlot, UsedRow, Write},
 };
 use sqlx::{Sqlite, Transaction};
 
@@ -15,7 +15,8 @@ pub(super) async fn apply(transaction: &mut Transaction<'_, Sqlite>, write: &Wri
         Write::Request(row) => sqlx::query(
             "INSERT INTO request (workload, seq, user_name, need, profile, limit_slices, limit_memory_mib,
              expected_seconds, requested_at, slices, nodes, project, priority, preemptible, limit_gpu_seconds,
-             on_node) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+             on_node, reservation)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
         )
         .bind(&row.workload)
         .bind(signed(row.seq))
@@ -32,7 +33,8 @@ pub(super) async fn apply(transaction: &mut Transaction<'_, Sqlite>, write: &Wri
         .bind(i64::from(row.priority))
         .bind(i64::from(row.preemptible))
         .bind(row.limits.gpu_seconds.map(signed))
-        .bind(row.on_node.as_deref()),
+        .bind(row.on_node.as_deref())
+        .bind(row.booked.as_ref().map(|booked| signed(booked.booking.id))),
         Write::GiveUp { workload, at, reason } => {
             sqlx::query(END_REQUEST).bind(at.as_microsecond()).bind(reason).bind(workload)
         }
@@ -93,6 +95,17 @@ pub(super) async fn apply(transaction: &mut Transaction<'_, Sqlite>, write: &Wri
                 .bind(i64::from(slice.gpu_index))
                 .bind(signed(*fence))
                 .bind(signed(*position as u64))
+        }
+        Write::Reserve(row) => return reserve(transaction, row).await,
+        Write::Move { id, position, slot, at } => {
+            let left = "UPDATE reserved_slice SET left_at = $1
+                        WHERE reservation = $2 AND position = $3 AND left_at IS NULL";
+            let left = sqlx::query(left).bind(at.as_microsecond()).bind(signed(*id)).bind(signed(*position as u64));
+            left.execute(&mut **transaction).await?;
+            return reserved_slice(transaction, *id, *position, slot).await;
+        }
+        Write::Unreserve { id, at } => {
+            sqlx::query("UPDATE reservation SET over_at = $1 WHERE id = $2").bind(at.as_microsecond()).bind(signed(*id))
         }
         Write::Begin { repartition, at } => {
             let make = repartition.change.make.map(|(profile, at)| [profile, at.start, at.size]);
@@ -177,6 +190,53 @@ async fn grant(transaction: &mut Transaction<'_, Sqlite>, row: &LeaseRow) -> Res
         .execute(&mut **transaction)
         .await?;
     }
+    Ok(())
+}
+
+async fn reserve(transaction: &mut Transaction<'_, Sqlite>, row: &ReservationRow) -> Result<(), AllocatorError> {
+    sqlx::query(
+        "INSERT INTO reservation (id, name, need, slices, starts_at, ends_at, users, projects, made_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    )
+    .bind(signed(row.booking.id))
+    .bind(row.name.as_ref())
+    .bind(row.need.to_string())
+    .bind(signed(row.slots.len() as u64))
+    .bind(row.booking.from.as_microsecond())
+    .bind(row.booking.until.as_microsecond())
+    .bind(json(&row.users)?)
+    .bind(json(&row.projects)?)
+    .bind(row.made_at.as_microsecond())
+    .execute(&mut **transaction)
+    .await?;
+    for (position, slot) in row.slots.iter().enumerate() {
+        reserved_slice(transaction, row.booking.id, position, slot).await?;
+    }
+    Ok(())
+}
+
+async fn reserved_slice(
+    transaction: &mut Transaction<'_, Sqlite>,
+    reservation: u64,
+    position: usize,
+    slot: &ReservedSlot,
+) -> Result<(), AllocatorError> {
+    sqlx::query(
+        "INSERT INTO reserved_slice (reservation, position, chosen_at, node, gpu, gpu_index, profile_id, slice_start,
+         slice_size, whole) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+    )
+    .bind(signed(reservation))
+    .bind(signed(position as u64))
+    .bind(slot.chosen_at.as_microsecond())
+    .bind(&slot.node)
+    .bind(&slot.gpu)
+    .bind(i64::from(slot.gpu_index))
+    .bind(i64::from(slot.profile))
+    .bind(i64::from(slot.placement.start))
+    .bind(i64::from(slot.placement.size))
+    .bind(i64::from(slot.whole))
+    .execute(&mut **transaction)
+    .await?;
     Ok(())
 }
 

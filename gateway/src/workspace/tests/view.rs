@@ -330,6 +330,18 @@ impl Allocate for View {
         Ok(Vec::new())
     }
 
+    async fn reserve(&self, _: &mlad::api::NewReservation) -> Result<mlad::api::Reservation, AllocatorError> {
+        Err(AllocatorError::Reservation("nothing can be reserved here".into()))
+    }
+
+    async fn cancel_reservation(&self, _: &str) -> Result<(), AllocatorError> {
+        Ok(())
+    }
+
+    async fn reservations(&self) -> Result<Vec<mlad::api::Reservation>, AllocatorError> {
+        Ok(Vec::new())
+    }
+
     async fn changed(&self, seen: u64) -> Result<u64, AllocatorError> {
         let mut version = self.world.0.version.subscribe();
         let version = *version.wait_for(|version| *version > seen).await.unwrap();
