@@ -1,6 +1,9 @@
 # Sourced: what tests and measurements need beside the clients of this machine's packages.
 # shellcheck shell=bash disable=SC2154
 
+# Python packages of the tests, with the versions that they were tried with.
+python_packages=(ansible-core==2.19.14 ansible-pylibssh==1.4.0 asyncssh==2.24.1 paramiko==5.1.0)
+
 # openssh_server FOLDER: the files of OpenSSH's server that the base image lacks, from Debian packages, to be laid
 # over a container of it. Not installed here.
 openssh_server() {
@@ -22,4 +25,17 @@ openssh_server() {
   rm -rf "$folder"
   mv "$part/files" "$folder"
   rm -rf "$part"
+}
+
+# python_clients FOLDER: a virtual environment with the clients that are Python packages.
+python_clients() {
+  local folder=$1 stamp=$1/installed
+  [[ $(cat "$stamp" 2>/dev/null) != "${python_packages[*]}" || ! -x $folder/bin/python ]] || return 0
+  python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages "Python's virtual environments" python3-venv
+  say "installing ${python_packages[*]}"
+  rm -rf "$folder"
+  python3 -m venv "$folder"
+  "$folder/bin/pip" install --quiet --disable-pip-version-check "${python_packages[@]}" ||
+    fail "pip could not install ${python_packages[*]}"
+  printf %s "${python_packages[*]}" >"$stamp"
 }

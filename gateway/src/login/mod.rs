@@ -54,6 +54,11 @@ pub trait Terminal: Send {
     fn size(&self) -> PtySize;
     /// Its kind (`TERM`); may be empty.
     fn term(&self) -> &str;
+    /// Whether a shell begins on it. A command (`ssh -t server top`) is not greeted, as sshd shows no message of the
+    /// day before one: what it prints may be read by a program.
+    fn begins_shell(&self) -> bool {
+        true
+    }
 }
 
 /// Where a login with a terminal has got to.

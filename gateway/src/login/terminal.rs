@@ -22,7 +22,7 @@ const GREETING_PATIENCE: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_secs(1);
 
 /// Brings a person with a terminal to their workspace: asks for image and slice if nothing says which,
-/// shows what is waited for, and greets. Whatever happens, the terminal is left as it was.
+/// shows what is waited for, and greets who gets a shell. Whatever happens, the terminal is left as it was.
 ///
 /// # Errors
 /// Why it ended. The terminal has been told.
@@ -32,6 +32,7 @@ pub async fn enter_with_terminal(
     user: &UserRecord,
     wish: Wish,
 ) -> Result<Entered, LoginEnd> {
+    let greeted = terminal.begins_shell();
     let mut console = Console::new(terminal);
     let result = enter(&mut console, workspaces, user, wish).await;
     match &result {
@@ -40,7 +41,9 @@ pub async fn enter_with_terminal(
     }
     let attached = result?;
     console.erase().await?;
-    greet(&mut console, workspaces, user, &attached).await?;
+    if greeted {
+        greet(&mut console, workspaces, user, &attached).await?;
+    }
     Ok(Entered { attached, typed: console.take_ahead() })
 }
 

@@ -15,11 +15,12 @@ use std::io;
 pub(super) struct Person<'a> {
     outlet: &'a Outlet,
     keyboard: Keyboard,
+    begins_shell: bool,
 }
 
 impl<'a> Person<'a> {
-    pub(super) fn new(outlet: &'a Outlet, request: TerminalRequest) -> Self {
-        Self { outlet, keyboard: Keyboard { request, ended: false } }
+    pub(super) fn new(outlet: &'a Outlet, request: TerminalRequest, begins_shell: bool) -> Self {
+        Self { outlet, keyboard: Keyboard { request, ended: false }, begins_shell }
     }
 
     /// The terminal as it is now.
@@ -45,6 +46,10 @@ impl Terminal for Person<'_> {
 
     fn term(&self) -> &str {
         &self.keyboard.request.term
+    }
+
+    fn begins_shell(&self) -> bool {
+        self.begins_shell
     }
 }
 

@@ -125,6 +125,7 @@ async fn run_in_workspace(
     let on_the_way = client.workplace.set_out();
     // Nothing is said to a client before its answer.
     let shown = if *answer == Answer::Given { setup.terminal.take() } else { None };
+    let shown = shown.map(|terminal| Person::new(outlet, terminal, matches!(start, Start::Shell)));
     let (Entered { place, typed }, shown) = enter(client, outlet, &on_the_way, shown, wish).await?;
     setup.terminal = setup.terminal.or(shown);
     outlet.inbox().unread(&typed);
@@ -227,10 +228,9 @@ async fn enter(
     client: &Client,
     outlet: &Outlet,
     on_the_way: &OnTheWay<'_>,
-    terminal: Option<TerminalRequest>,
+    mut person: Option<Person<'_>>,
     wish: Wish,
 ) -> Result<(Entered, Option<TerminalRequest>), Stop> {
-    let mut person = terminal.map(|terminal| Person::new(outlet, terminal));
     let shown = person.as_mut().map(|person| person as &mut dyn Terminal);
     let entered = tokio::select! {
         entered = client.workplace.enter(on_the_way, wish, shown) => entered,

@@ -144,6 +144,15 @@ fn a_terminal_is_a_terminal() {
 }
 
 #[test]
+fn a_command_on_a_terminal_is_not_greeted() {
+    let site = Site::start();
+    let alice = site.person("alice");
+    alice.ssh("true").success();
+    let outcome = Outcome::of(&mut alice.ssh_command(&["-tt"], &["echo only this"])).success();
+    assert_eq!(outcome.text(), "only this\r");
+}
+
+#[test]
 fn rsync_and_git_work_unchanged() {
     let site = Site::start();
     let alice = site.person("alice");
