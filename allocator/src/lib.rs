@@ -48,6 +48,9 @@ pub struct LeaseRequest {
     /// On how many nodes, the same number of slices on each; none for wherever there is room.
     #[serde(default)]
     pub nodes: Option<u32>,
+    /// It is over, after a warning, if no process uses its slices for so many seconds; none for never.
+    #[serde(default)]
+    pub idle_seconds: Option<u64>,
     /// The only node it may be served from; none for any.
     #[serde(default)]
     pub node: Option<String>,
@@ -89,6 +92,7 @@ impl LeaseRequest {
             need,
             slices: 1,
             nodes: None,
+            idle_seconds: None,
             node: None,
             project: None,
             priority: 0,

@@ -171,6 +171,8 @@ pub struct WorkspaceSettings {
     pub default_image: Option<String>,
     /// Slice of a login that names none; the picker asks on a terminal if absent.
     pub default_need: Option<Need>,
+    /// Minutes after which a workspace is stopped whose slice no process uses, after a warning; never if absent.
+    pub unused_gpu_minutes: Option<NonZeroU32>,
     /// Minutes a workspace stays after its last connection.
     pub idle_minutes: u64,
     /// Most minutes from now for which `mlad workspace extend` keeps a workspace that nobody is connected to.
@@ -186,6 +188,7 @@ impl Default for WorkspaceSettings {
         Self {
             default_image: None,
             default_need: None,
+            unused_gpu_minutes: None,
             idle_minutes: 30,
             max_extension_minutes: 24 * 60,
             wait_without_terminal_seconds: 600,

@@ -53,6 +53,7 @@ impl Ledger {
             slices: request.slices,
             nodes: request.nodes,
             project: request.project.as_deref().map(Into::into),
+            idle_seconds: request.idle_seconds,
             on_node: request.node.as_deref().map(Into::into),
             priority: request.priority,
             preemptible: request.preemptible,

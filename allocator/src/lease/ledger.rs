@@ -9,6 +9,7 @@ use super::{
     deadlines::Deadlines,
     embedded::QueueSettings,
     gpu::{Gpu, Key},
+    idle::Idle,
     line::steady,
     nodes::Machine,
     record::{LeaseRow, Now, Purpose, QuarantineRow, Repartition, RequestRow, ReservationRow, SliceRow, Status, Write},
@@ -75,6 +76,8 @@ pub(super) struct Ledger {
     pub(super) node_lease: Duration,
     /// Changes with every start of our own machine.
     pub(super) boot: String,
+    /// Leases that have to be used.
+    pub(super) idle: BTreeMap<u64, Idle>,
     /// GPUs that are not to be trusted, by UUID.
     pub(super) quarantine: BTreeMap<String, QuarantineRow>,
     pub(super) pool: Pool,
@@ -173,6 +176,7 @@ impl Ledger {
             nodes,
             node_lease: crate::remote::LEASE,
             boot: String::new(),
+            idle: BTreeMap::new(),
             quarantine: BTreeMap::new(),
             period,
             waiting: BTreeMap::new(),
@@ -238,7 +242,7 @@ impl Ledger {
         self.effects.changed = true;
         (self.waiting, self.leases) = Default::default();
         (self.known, self.holders, self.promised, self.line, self.sliceless) = Default::default();
-        (self.endings, self.giving_way) = Default::default();
+        (self.endings, self.giving_way, self.idle) = Default::default();
         (self.reservations, self.due, self.booked) = Default::default();
         self.open_accounts(&loaded, now);
         self.sliceless_held = 0;
@@ -263,6 +267,7 @@ impl Ledger {
                 self.endings.set(row.fence, steady(ending.at, now));
             }
             self.keep_booked(&row, now);
+            self.watch_use(&row, now);
             self.keep(LeaseRow { expires_at: self.end_of_period(now), ..row });
         }
         for row in std::mem::take(&mut loaded.reservations) {
@@ -380,6 +385,7 @@ impl Ledger {
                 self.effects.writes.push(Write::Renew { fence, at, expires_at });
             }
         }
+        self.tick_idle(now);
         self.tick_notices(now);
         self.tick_nodes(now);
         self.tick_reservations(now);
@@ -394,6 +400,7 @@ impl Ledger {
         retries
             .chain(unread)
             .chain(self.next_loss())
+            .chain(self.next_idle())
             .chain(deadline)
             .chain(self.flush_at)
             .chain(self.next_notice())
@@ -445,6 +452,7 @@ impl Ledger {
         lease.status = Status::Over(reason.to_owned());
         self.deadlines.remove(fence);
         self.endings.remove(fence);
+        self.idle.remove(&fence);
         self.effects.writes.push(Write::Over { fence, at: now.wall, reason: reason.to_owned() });
         self.effects.changed = true;
     }
@@ -467,6 +475,7 @@ impl Ledger {
         self.known.remove(&request.workload);
         self.deadlines.remove(fence);
         self.endings.remove(fence);
+        self.idle.remove(&fence);
         self.giving_way.remove(&fence);
         self.booked.remove(fence);
         self.renewed.remove(&fence);

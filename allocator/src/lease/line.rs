@@ -193,6 +193,7 @@ impl Ledger {
         self.effects.writes.push(Write::Grant(Box::new(lease.clone())));
         self.count(&lease, now);
         self.keep_booked(&lease, now);
+        self.watch_use(&lease, now);
         self.keep(lease);
         // Only now: what was promised to it is held.
         promised.iter().for_each(|gpu| self.rebuild(gpu));

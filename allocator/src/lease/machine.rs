@@ -322,6 +322,7 @@ impl Ledger {
         if let Some(gpu) = self.gpu_mut(uuid) {
             gpu.read_at = now.wall;
         }
+        self.see_use(uuid, now);
         self.compare(uuid, now);
     }
 

@@ -5,6 +5,7 @@
 //! * `engine` — the one task that owns the ledger, its database and its GPUs.
 //! * `ledger` — the state and its transitions: no I/O, the time as an argument.
 //! * `line` — who of those that wait is served; `shares` — whose limits and whose share a lease counts for.
+//! * `idle` — leases that nobody uses.
 //! * `nodes` — the machines with GPUs: which answer, which are lost.
 //! * `quarantine` — GPUs that are not to be trusted.
 //! * `reserve` — space that is set aside for a time.
@@ -16,6 +17,7 @@ mod deadlines;
 mod embedded;
 mod engine;
 mod gpu;
+mod idle;
 mod ledger;
 mod line;
 mod machine;

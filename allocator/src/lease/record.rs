@@ -24,6 +24,8 @@ pub(super) struct RequestRow {
     pub(super) slices: u32,
     pub(super) nodes: Option<u32>,
     pub(super) project: Option<Arc<str>>,
+    /// It is over if it is not used for so long.
+    pub(super) idle_seconds: Option<u64>,
     /// The only node it may be served from, if there is one.
     pub(super) on_node: Option<Arc<str>>,
     pub(super) priority: i32,

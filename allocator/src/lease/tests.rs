@@ -2,6 +2,7 @@
 
 mod crash;
 mod engine;
+mod idle;
 mod ledger;
 mod line;
 mod nodes;

@@ -149,6 +149,7 @@ mod tests {
             slices: 1,
             nodes: None,
             project: Some("vision".into()),
+            idle_seconds: None,
             on_node: None,
             priority: 0,
             preemptible: false,

@@ -266,6 +266,7 @@ impl Actor {
         };
         let request = LeaseRequest {
             limits: user_limits(&user),
+            idle_seconds: self.controller.config.workspace.unused_gpu_minutes.map(|most| u64::from(most.get()) * 60),
             project: record.project.clone(),
             ..LeaseRequest::new(record.workload(), &record.user, record.need.clone())
         };

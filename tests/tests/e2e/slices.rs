@@ -203,3 +203,16 @@ fn whoever_works_on_a_gpu_that_fails_is_told_and_nobody_gets_it_next() {
     assert!(his.next(LONG).starts_with("MIG-"));
     assert_eq!(waits.ends(LONG), Some(0));
 }
+
+#[test]
+fn a_workspace_that_does_not_use_its_gpu_is_warned_and_gives_it_back() {
+    let site = Site::builder().setting("workspace", "unused_gpu_minutes = 1").start();
+    let alice = site.person("alice");
+    let mut client = alice.start(&["-tt"], &["echo in; sleep 1000"]);
+    client.lines().find(LONG, |line| line.contains("in").then_some(()));
+    let told = Lines::of(client.child.stderr.take().unwrap());
+    told.find(LONG, |line| (line.contains("your workspace ends at") && line.contains("not used")).then_some(()));
+    told.find(LONG, |line| line.contains("not used for 1 minute").then_some(()));
+    assert!(client.ends(LONG).is_some());
+    eventually("its slice is free", LONG, || site.mlad_json(&["who"])["leases"].as_array().unwrap().is_empty());
+}

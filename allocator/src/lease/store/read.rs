@@ -127,6 +127,7 @@ fn request(row: &SqliteRow) -> Result<RequestRow, AllocatorError> {
         slices: narrow(row.try_get("slices")?),
         nodes: row.try_get::<Option<i64>, _>("nodes")?.map(narrow),
         project: row.try_get::<Option<String>, _>("project")?.map(Into::into),
+        idle_seconds: row.try_get::<Option<i64>, _>("idle_seconds")?.map(unsigned),
         on_node: row.try_get::<Option<String>, _>("on_node")?.map(Into::into),
         priority: i32::try_from(row.try_get::<i64, _>("priority")?).unwrap_or(0),
         preemptible: row.try_get::<i64, _>("preemptible")? != 0,

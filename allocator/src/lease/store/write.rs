@@ -15,8 +15,8 @@ pub(super) async fn apply(transaction: &mut Transaction<'_, Sqlite>, write: &Wri
         Write::Request(row) => sqlx::query(
             "INSERT INTO request (workload, seq, user_name, need, profile, limit_slices, limit_memory_mib,
              expected_seconds, requested_at, slices, nodes, project, priority, preemptible, limit_gpu_seconds,
-             on_node, reservation)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+             on_node, reservation, idle_seconds)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
         )
         .bind(&row.workload)
         .bind(signed(row.seq))
@@ -34,7 +34,8 @@ pub(super) async fn apply(transaction: &mut Transaction<'_, Sqlite>, write: &Wri
         .bind(i64::from(row.preemptible))
         .bind(row.limits.gpu_seconds.map(signed))
         .bind(row.on_node.as_deref())
-        .bind(row.booked.as_ref().map(|booked| signed(booked.booking.id))),
+        .bind(row.booked.as_ref().map(|booked| signed(booked.booking.id)))
+        .bind(row.idle_seconds.map(signed)),
         Write::GiveUp { workload, at, reason } => {
             sqlx::query(END_REQUEST).bind(at.as_microsecond()).bind(reason).bind(workload)
         }
