@@ -171,21 +171,70 @@ fn cell(label: &str, columns: u32, column_width: usize) -> String {
 struct Waiting {
     jobs: Vec<Job>,
     workspaces: Vec<Workspace>,
+    /// Who is ahead of it, where one thing waits for a slice: first in line first.
+    ahead: Vec<Wait>,
+    /// Profiles there is room for now.
+    fits_now: Vec<String>,
 }
 
+/// So many of those ahead are named.
+const AHEAD: usize = 5;
+
 pub(super) async fn why(client: &Client, output: &Output, what: Option<&str>) -> Outcome {
-    let waiting = match what.map(|what| (what, what.parse::<JobId>())) {
+    let mut waiting = match what.map(|what| (what, what.parse::<JobId>())) {
         Some((_, Ok(id))) => Waiting { jobs: vec![client.job(id).await?], ..Waiting::default() },
         Some((name, Err(_))) => Waiting { workspaces: vec![client.workspace(name).await?], ..Waiting::default() },
         None => all_waiting(client).await?,
     };
+    if let Some(place) = waiting.place() {
+        let mut waits = client.waits().await?;
+        waits.retain(|wait| wait.place < place);
+        (waiting.ahead, waiting.fits_now) = (waits, fits_now(&client.gpus().await?));
+    }
     let now = Timestamp::now();
     output.show(&waiting, |waiting| {
         let jobs = waiting.jobs.iter().map(|job| explain_job(job, now));
         let workspaces = waiting.workspaces.iter().map(|workspace| explain_workspace(workspace, now));
         let text: String = jobs.chain(workspaces).collect();
-        if text.is_empty() { "nothing of yours waits\n".into() } else { text }
+        if text.is_empty() { "nothing of yours waits\n".into() } else { text + &explain_line(waiting, now) }
     })
+}
+
+impl Waiting {
+    /// The place in the queue of the one thing that waits for a slice, if it is one.
+    fn place(&self) -> Option<u32> {
+        let jobs = self.jobs.iter().filter_map(|job| job.place);
+        let workspaces = self.workspaces.iter().filter_map(|workspace| Some(workspace.wait.as_ref()?.place));
+        let mut places = jobs.chain(workspaces);
+        places.next().filter(|_| places.next().is_none())
+    }
+}
+
+/// Names of the profiles there is room for, the largest first, each once.
+fn fits_now(map: &GpuMap) -> Vec<String> {
+    let mut rooms: Vec<&ProfileRoom> =
+        map.gpus.iter().flat_map(|gpu| &gpu.profiles).filter(|room| room.free > 0).collect();
+    rooms.sort_by(|a, b| (b.memory_mib, &a.profile).cmp(&(a.memory_mib, &b.profile)));
+    let mut names: Vec<String> = rooms.into_iter().map(|room| room.profile.clone()).collect();
+    names.dedup();
+    names
+}
+
+fn explain_line(waiting: &Waiting, now: Timestamp) -> String {
+    if waiting.place().is_none() {
+        return String::new();
+    }
+    let one = |wait: &Wait| format!("{} for {} ({})", plain(&wait.user), wait.need, ago(wait.since, now));
+    let mut names: Vec<String> = waiting.ahead.iter().take(AHEAD).map(one).collect();
+    if let Some(more @ 1..) = waiting.ahead.len().checked_sub(AHEAD) {
+        names.push(format!("{more} more"));
+    }
+    let ahead = if names.is_empty() { "nobody".into() } else { names.join(", ") };
+    let fits = match waiting.fits_now.as_slice() {
+        [] => "nothing".into(),
+        fits => fits.join(", "),
+    };
+    format!("  ahead of it: {ahead}\n  space is free now for: {fits}\n")
 }
 
 async fn all_waiting(client: &Client) -> Result<Waiting, CliError> {
@@ -194,6 +243,7 @@ async fn all_waiting(client: &Client) -> Result<Waiting, CliError> {
     Ok(Waiting {
         jobs: jobs.into_iter().filter(|job| job.state != JobState::Running).collect(),
         workspaces: workspaces.into_iter().filter(|workspace| workspace.wait.is_some()).collect(),
+        ..Waiting::default()
     })
 }
 
@@ -301,6 +351,53 @@ mod tests {
             let strip = strip(&gpu(), Some(width));
             assert!(strip.chars().count() + 2 <= width.max(19), "{width}: {strip}");
         }
+    }
+
+    fn workspace(wait: Option<Wait>) -> Workspace {
+        Workspace {
+            name: "default".into(),
+            user: "alice".into(),
+            state: crate::api::WorkspaceState::Waiting,
+            detail: None,
+            image: "base".into(),
+            need: "3g.20gb".parse().unwrap(),
+            project: None,
+            lease: None,
+            wait,
+            connections: 1,
+            idle_deadline: None,
+            created_at: Timestamp::UNIX_EPOCH,
+            started_at: None,
+        }
+    }
+
+    #[test]
+    fn who_is_ahead_is_named_up_to_a_number() {
+        let wait = |place| Wait {
+            workload: "job".into(),
+            user: format!("user{place}"),
+            project: None,
+            need: "3g.20gb".parse().unwrap(),
+            slices: 1,
+            nodes: None,
+            priority: 0,
+            since: Timestamp::UNIX_EPOCH,
+            reason: crate::api::WaitReason::NoSlice,
+            detail: String::new(),
+            place,
+            waiting: 8,
+            estimate: None,
+        };
+        let mut waiting = Waiting { ahead: (1..=7).map(wait).collect(), ..Waiting::default() };
+        assert_eq!(explain_line(&waiting, Timestamp::UNIX_EPOCH), "", "nothing waits");
+        waiting.workspaces = vec![workspace(Some(wait(8)))];
+        waiting.fits_now = fits_now(&GpuMap { gpus: vec![gpu(), gpu()], as_of: Timestamp::UNIX_EPOCH, late: None });
+        let text = explain_line(&waiting, Timestamp::from_second(60).unwrap());
+        assert!(
+            text.contains("ahead of it: user1 for 3g.20gb (1m00s), user2") && text.contains(", 2 more\n"),
+            "{text}"
+        );
+        assert!(text.ends_with("space is free now for: 1g.5gb\n"), "{text}");
     }
 
     #[test]

@@ -68,7 +68,7 @@ fn what_is_reserved_is_there_for_those_it_is_for_and_for_nobody_else() {
     let waits = bob.ssh("mlad submit --gpu 1g.5gb -- true").success().text();
     eventually("bob's job waits for the reservation", LONG, || job(&bob, &waits)["reason"] == "Reserved");
     let why = bob.ssh(&format!("mlad why {waits}")).success().text();
-    assert!(why.contains("set aside"), "{why}");
+    assert!(why.contains("set aside") && why.contains("ahead of it: nobody"), "{why}");
     assert_ne!(bob.ssh("mlad submit --reservation course --gpu 1g.5gb -- true").code, 0);
     assert_eq!(bob.ssh("mlad reservations --json").success().json()["reservations"].as_array().unwrap().len(), 0);
     assert!(alice.ssh("mlad reservations").success().text().contains("course"));
