@@ -44,7 +44,10 @@ fn what_the_administrator_manual_types_into_a_running_server_works() {
     let server = Desk::new(&site, "server");
     let api = format!("unix:{}", site.path("run/admin.sock").display());
     server.program("mlad", &format!("{} --api {api}", Programs::from_environment().mlad.display()));
-    fs::copy(site.stranger("bob").public_key(), server.folder.join("bob.pub")).unwrap();
+    // Keys that somebody sent, and those of authorities.
+    for name in ["bob", "lent", "campus_ca", "partner_ca"] {
+        fs::copy(site.stranger(name).public_key(), server.folder.join(format!("{name}.pub"))).unwrap();
+    }
     let typed = commands("administrator-manual.md").into_iter().map(|(_, command)| command);
     for command in typed.filter(|command| command.starts_with("mlad ")) {
         let outcome = server.run(&command);
@@ -108,6 +111,8 @@ fn commands(manual: &str) -> Vec<(Place, String)> {
             "server#" => Place::Server,
             _ => return None,
         };
+        // What is said of it beside it is in the manual's language.
+        let command = command.split("  # ").next().unwrap().trim_end();
         Some((place, command.to_owned()))
     };
     let lines: Vec<&str> = blocks.flat_map(str::lines).collect();
