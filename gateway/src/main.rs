@@ -100,6 +100,7 @@ async fn serve(path: PathBuf, json_log: bool) -> anyhow::Result<()> {
     let _lock = lock(&config)?;
     let stop = stop_on_signal()?;
     let settings = reload_on_signal(path, Arc::clone(&config))?;
+    ssh::make_host_keys(&config.data_directory)?;
     // Callers wait from here on; should an address be taken, nothing has been begun.
     let Listeners { ssh: listeners, tcp, admin } = listen(&config).await?;
     let store = Store::open(&config.data_directory.join("gateway.db")).await.context("gateway.db")?;

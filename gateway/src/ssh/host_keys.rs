@@ -20,6 +20,9 @@ const KINDS: [(&str, Algorithm); 2] = [
     ("ssh_host_ecdsa_key", Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 }),
 ];
 
+/// Their folder in the data directory.
+pub(super) const FOLDER: &str = "ssh";
+
 /// Why there are no host keys.
 #[derive(Debug, thiserror::Error)]
 pub enum HostKeyError {
@@ -75,6 +78,15 @@ impl HostIdentity {
         let certificates = certificates.collect::<Result<_, _>>()?;
         Ok(Self { keys, certificates })
     }
+}
+
+/// Makes the host keys of a data directory that are absent: before anybody is answered, so that whoever finds the
+/// gateway there finds them, too.
+///
+/// # Errors
+/// When one cannot be read, written, or lies open to others.
+pub fn make_host_keys(data_directory: &Path) -> Result<(), HostKeyError> {
+    load_host_keys(&data_directory.join(FOLDER)).map(drop)
 }
 
 /// Reads the host keys in `folder`, and makes those that are absent.

@@ -46,6 +46,6 @@ mod workplace;
 pub use backend::{Backend, Entered, Place, Refusal, Worker, WorkerKind};
 pub use descriptors::raise_descriptor_limit;
 pub use gateway::Gateway;
-pub use host_keys::HostKeyError;
+pub use host_keys::{HostKeyError, make_host_keys};
 pub use key::{KeyError, parse_key};
 pub use server::{SshState, serve};

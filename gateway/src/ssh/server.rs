@@ -5,7 +5,7 @@ use super::{
     backend::Backend,
     client::Ends,
     connection::{self, DRAIN, Server, Settings},
-    host_keys::{HostIdentity, HostKeyError},
+    host_keys::{self, HostIdentity, HostKeyError},
     limits::{CodeTries, Counted, Counter, SourceSlot, Sources, UserConnections, early_drop_percent},
     penalties::Penalties,
     proxy_header::{Header, read_header},
@@ -108,7 +108,7 @@ struct Door {
 
 /// The settings of connections to come, with the host keys as they lie there now.
 fn settings(config: Arc<Config>) -> Result<Settings, HostKeyError> {
-    let identity = HostIdentity::load(&config.data_directory.join("ssh"))?;
+    let identity = HostIdentity::load(&config.data_directory.join(host_keys::FOLDER))?;
     Ok(Settings { transport: Transport::new(&config.ssh, &identity), config })
 }
 
