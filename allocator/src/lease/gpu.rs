@@ -84,6 +84,11 @@ pub(super) enum Remedy {
 }
 
 impl Doubt {
+    /// A doubt that is not looked at again by itself: it ends when the driver is heard of.
+    pub(super) fn until_told(reason: String) -> Self {
+        Self { reason, remedy: Remedy::Read, tries: 0, retry_at: Duration::MAX }
+    }
+
     /// A doubt that is looked at again after a second, or twice as long as the one before.
     pub(super) fn new(reason: impl Into<String>, remedy: Remedy, before: Option<&Self>, now: Now) -> Self {
         let tries = before.map_or(0, |before| before.tries.saturating_add(1));

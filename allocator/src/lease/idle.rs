@@ -3,7 +3,7 @@
 
 use super::{
     ledger::Ledger,
-    record::{Ending, LeaseRow, Now, Status, Write},
+    record::{Ending, LeaseRow, Now, Status},
 };
 use jiff::SignedDuration;
 use std::time::Duration;
@@ -57,15 +57,7 @@ impl Ledger {
             }
         }
         for fence in again {
-            let Some(lease) = self.leases.get_mut(&fence) else { continue };
-            if matches!(lease.status, Status::Over(_)) || !lease.ending.as_ref().is_some_and(is_ours) {
-                continue;
-            }
-            lease.ending = None;
-            tracing::info!(workload = lease.request.workload, fence, "its GPU is used again: it does not have to end");
-            self.endings.remove(fence);
-            self.effects.writes.push(Write::Ending { fence, ending: None });
-            self.effects.changed = true;
+            self.take_back_notice(fence, "its GPU is used again", is_ours);
         }
     }
 

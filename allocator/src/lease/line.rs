@@ -291,19 +291,20 @@ impl Ledger {
         let over: Vec<u64> = self.giving_way.iter().filter(|(_, seq)| idle(seq)).map(|(fence, _)| *fence).collect();
         for fence in over {
             self.giving_way.remove(&fence);
-            let Some(lease) = self.leases.get_mut(&fence) else { continue };
-            if matches!(lease.status, Status::Over(_)) || lease.ending.take().is_none() {
-                continue;
-            }
-            tracing::info!(
-                workload = lease.request.workload,
-                fence,
-                "notice is taken back: nobody waits for it any more"
-            );
-            self.endings.remove(fence);
-            self.effects.writes.push(Write::Ending { fence, ending: None });
-            self.effects.changed = true;
+            self.take_back_notice(fence, "nobody waits for it any more", |_| true);
         }
+    }
+
+    /// A lease in force that has a notice of this kind does not have to end after all.
+    pub(super) fn take_back_notice(&mut self, fence: u64, why: &str, of_kind: impl FnOnce(&Ending) -> bool) {
+        let Some(lease) = self.leases.get_mut(&fence) else { return };
+        if matches!(lease.status, Status::Over(_)) || lease.ending.take_if(|ending| of_kind(ending)).is_none() {
+            return;
+        }
+        tracing::info!(workload = lease.request.workload, fence, why, "notice is taken back");
+        self.endings.remove(fence);
+        self.effects.writes.push(Write::Ending { fence, ending: None });
+        self.effects.changed = true;
     }
 
     /// Ends what has had notice long enough, and gives notice where GPU time is going to be used up.

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     node::{DriverError, Failure, Listed, Order, Reading, Report, Stage},
-    placement::Pool,
+    placement::{Pool, Space},
     queue::TROUBLES,
 };
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -118,8 +118,7 @@ impl Ledger {
         let Some(at) = self.gpus.iter().position(|gpu| gpu.uuid == uuid) else { return };
         let Some(gpu) = self.gpus.get(at) else { return };
         let Some(model) = self.pool.models().iter().position(|model| Arc::ptr_eq(model, &gpu.model)) else { return };
-        let mut space = gpu.space(model, self.held_on(uuid));
-        space.usable &= !self.quarantine.contains_key(uuid);
+        let space = self.space_of(gpu, model);
         self.pool.replace(at, space);
         self.pool.price(&self.policy);
     }
@@ -135,9 +134,7 @@ impl Ledger {
         }
         let spaces = self.gpus.iter().map(|gpu| {
             let model = models.iter().position(|model| Arc::ptr_eq(model, &gpu.model)).unwrap_or(usize::MAX);
-            let mut space = gpu.space(model, self.held_on(&gpu.uuid));
-            space.usable &= !self.quarantine.contains_key(&gpu.uuid);
-            space
+            self.space_of(gpu, model)
         });
         let gpus = spaces.collect();
         let number = |gpu: &Gpu| self.nodes.get(&*gpu.node).map_or(u32::MAX, |node| node.number);
@@ -146,6 +143,18 @@ impl Ledger {
         self.pool.price(&self.policy);
         self.work_out_all();
         self.stir();
+    }
+
+    /// The space on a GPU whose model has this number.
+    fn space_of(&self, gpu: &Gpu, model: usize) -> Space {
+        let mut space = gpu.space(model, self.held_on(&gpu.uuid));
+        space.usable &= !self.quarantine.contains_key(&gpu.uuid);
+        space
+    }
+
+    /// Puts the GPUs into their order: node, then index.
+    fn sort_gpus(&mut self) {
+        self.gpus.sort_by(|a, b| (&a.node, a.index).cmp(&(&b.node, b.index)));
     }
 
     fn gpu(&self, uuid: &str) -> Option<&Gpu> {
@@ -194,8 +203,7 @@ impl Ledger {
         }
         machine.down = Some(reason.clone());
         for gpu in self.gpus.iter_mut().filter(|gpu| *gpu.node == *node) {
-            let doubt = Doubt { reason: reason.clone(), remedy: Remedy::Read, tries: 0, retry_at: Duration::MAX };
-            gpu.fault = Some(doubt);
+            gpu.fault = Some(Doubt::until_told(reason.clone()));
         }
         if self.roll(node) != before {
             self.rebuild_all();
@@ -315,7 +323,7 @@ impl Ledger {
                     "a GPU is in service"
                 );
                 self.gpus.push(Gpu::new(node, reading));
-                self.gpus.sort_by(|a, b| (&a.node, a.index).cmp(&(&b.node, b.index)));
+                self.sort_gpus();
                 self.rebuild_all();
             }
         }
@@ -353,7 +361,7 @@ impl Ledger {
         let Some(gpu) = self.gpu_mut(uuid).filter(|gpu| gpu.fault.is_some() && !held) else { return false };
         tracing::info!(uuid, from, to, "a GPU sits in another node now");
         gpu.node = to.into();
-        self.gpus.sort_by(|a, b| (&a.node, a.index).cmp(&(&b.node, b.index)));
+        self.sort_gpus();
         self.rebuild_all();
         true
     }

@@ -5,7 +5,7 @@
 //! What was leased there stays held, as after any lease that is over, until it is released.
 
 use super::{
-    gpu::{Doubt, Remedy, Unread},
+    gpu::{Doubt, Unread},
     ledger::Ledger,
     record::{NodeRow, Now, Purpose, Write},
 };
@@ -333,8 +333,7 @@ impl Ledger {
         let absence = format!("the node {node} does not answer: {reason}");
         let mut here: BTreeSet<String> = BTreeSet::new();
         for gpu in self.gpus.iter_mut().filter(|gpu| *gpu.node == *node) {
-            let doubt = Doubt { reason: absence.clone(), remedy: Remedy::Read, tries: 0, retry_at: Duration::MAX };
-            gpu.fault = Some(doubt);
+            gpu.fault = Some(Doubt::until_told(absence.clone()));
             here.insert(gpu.uuid.clone());
         }
         let cut: Vec<u64> =

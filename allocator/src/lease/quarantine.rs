@@ -15,7 +15,7 @@ impl Ledger {
         let index = own.map(|gpu| gpu.index);
         let trouble = xid.and_then(node::trouble);
         tracing::error!(node, gpu = index, uuid, xid, trouble, "a GPU reports a critical error; it is read anew");
-        // What is not in use need not be kept out of it, and nobody puts a GPU of another node into quarantine.
+        // A GPU that is not known to be of that node is not the node's to put away.
         let (Some(reason), Some(_)) = (trouble, own) else { return };
         if self.quarantine.get(uuid).is_some_and(|known| known.reason == reason) {
             return;
