@@ -14,7 +14,7 @@ use mlad_gateway::{
     image::Catalog,
     job::Jobs,
     quota::Quotas,
-    runtime::{Docker, Runtime},
+    runtime::{Docker, Kubernetes, Runtime},
     ssh::{self, Gateway, SshState},
     store::Store,
     workspace::Workspaces,
@@ -105,7 +105,7 @@ async fn serve(path: PathBuf, json_log: bool) -> anyhow::Result<()> {
     let Listeners { ssh: listeners, tcp, admin } = listen(&config).await?;
     let store = Store::open(&config.data_directory.join("gateway.db")).await.context("gateway.db")?;
     let (allocator, embedded) = allocator(&config).await.context("the allocator cannot start")?;
-    let runtime: Arc<dyn Runtime> = Arc::new(Docker::connect(&config).await?);
+    let runtime = runtime(&config).await?;
     let catalog = Arc::new(Catalog::load(&config, store.clone())?);
     let hub = ControlHub::new(Arc::clone(&runtime));
     let workspaces = Workspaces::start(
@@ -185,6 +185,14 @@ fn log(json: bool) {
     if json { lines.json().init() } else { lines.with_ansi(std::io::stderr().is_terminal()).init() }
 }
 
+/// What runs containers: the cluster of the settings, or Docker.
+async fn runtime(config: &Config) -> anyhow::Result<Arc<dyn Runtime>> {
+    Ok(match &config.kubernetes {
+        Some(cluster) => Arc::new(Kubernetes::connect(config, cluster).await?),
+        None => Arc::new(Docker::connect(config).await?),
+    })
+}
+
 /// The allocator the settings name; and, if it runs in this process, what ends it.
 async fn allocator(config: &Config) -> anyhow::Result<(Arc<dyn Allocate>, Option<Arc<Embedded>>)> {
     if let Some(url) = &config.allocator.url {
@@ -192,7 +200,10 @@ async fn allocator(config: &Config) -> anyhow::Result<(Arc<dyn Allocate>, Option
         let there = HttpAllocator::new(url, token.as_ref())?.on_node(config.allocator.node.clone());
         return Ok((Arc::new(there), None));
     }
-    let mut settings = Settings::new(config.data_directory.join("allocator.db"), node_name());
+    let mut settings = Settings::new(
+        config.data_directory.join("allocator.db"),
+        config.allocator.node_name.clone().unwrap_or_else(node_name),
+    );
     if let Some(library) = &config.allocator.nvml_library {
         settings.gpus = Gpus::Library(library.clone());
     }

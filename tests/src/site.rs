@@ -54,6 +54,7 @@ pub struct SiteBuilder {
     sections: Vec<(String, String)>,
     without: Vec<(String, String)>,
     engine: Option<PathBuf>,
+    catalog: Option<String>,
 }
 
 impl SiteBuilder {
@@ -75,6 +76,13 @@ impl SiteBuilder {
     #[must_use]
     pub fn without(mut self, section: &str, key: &str) -> Self {
         self.without.push((section.into(), key.into()));
+        self
+    }
+
+    /// Another catalog than that of the repository.
+    #[must_use]
+    pub fn catalog(mut self, toml: &str) -> Self {
+        self.catalog = Some(toml.into());
         self
     }
 
@@ -117,6 +125,9 @@ impl SiteBuilder {
         // The simulated library looks for its machine beside itself, under the name it was loaded by.
         symlink(site.programs.folder.join("libnvidia_ml_sim.so"), site.path("nvml.so")).unwrap();
         fs::write(site.path("nvml.so.toml"), &self.machine).unwrap();
+        if let Some(catalog) = &self.catalog {
+            fs::write(site.path("catalog.toml"), catalog).unwrap();
+        }
         let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         fs::write(site.path("gateway.toml"), site.settings(repository, &self.sections, &self.without)).unwrap();
         site
@@ -144,6 +155,7 @@ impl Site {
             sections: Vec::new(),
             without: Vec::new(),
             engine: None,
+            catalog: None,
         }
     }
 
@@ -376,11 +388,13 @@ impl Site {
                 None => parts.push((section, line.clone())),
             }
         }
+        let own = self.path("catalog.toml");
+        let catalog = if own.exists() { own } else { repository.join("images/catalog.toml") };
         let mut text = format!(
             "data_directory = \"data\"\nrun_directory = \"run\"\ninstance = \"{}\"\nagent_binary = \"{}\"\ncatalog = \"{}\"\n",
             self.instance,
             self.programs.mlad.display(),
-            repository.join("images/catalog.toml").display()
+            catalog.display()
         );
         for (section, lines) in parts {
             text += &format!("\n[{section}]\n{lines}\n");

@@ -1,6 +1,6 @@
 //! Which values the settings may have: bounds, and what contradicts what. Pure, but for [`there`].
 
-use super::{Config, ConfigError, GpuBinding};
+use super::{Config, ConfigError, GpuBinding, Kubernetes, PodSecurity};
 use std::{ops::RangeInclusive, path::Path};
 use toml::de::{DeTable, DeValue};
 
@@ -34,6 +34,9 @@ pub(super) fn check(config: &Config) -> Result<(), Wrong> {
     workspaces(config)?;
     jobs(config)?;
     containers(config)?;
+    if let Some(cluster) = &config.kubernetes {
+        kubernetes(config, cluster)?;
+    }
     allocator(config)
 }
 
@@ -121,6 +124,30 @@ fn containers(config: &Config) -> Result<(), Wrong> {
     })
 }
 
+fn kubernetes(config: &Config, cluster: &Kubernetes) -> Result<(), Wrong> {
+    holds("kubernetes.agent_image", !cluster.agent_image.trim().is_empty(), || {
+        "name the image that brings `mlad` into pods (images/agent)".into()
+    })?;
+    within("kubernetes.agent_port", cluster.agent_port, 1024..=65535)?;
+    within("kubernetes.cpu_request_milli", cluster.cpu_request_milli, 1..=config.container.cpu_milli)?;
+    within("kubernetes.ephemeral_storage_mib", cluster.ephemeral_storage_mib, 64..=64 * 1024 * 1024)?;
+    within("kubernetes.schedule_seconds", cluster.schedule_seconds, 1..=DAY)?;
+    within("kubernetes.start_seconds", cluster.start_seconds, 1..=DAY)?;
+    for volume in &cluster.volumes {
+        holds("kubernetes.volumes", volume.claim.is_some() != volume.host_path.is_some(), || {
+            format!("{}: name either `claim` or `host_path`", volume.folder.display())
+        })?;
+    }
+    for folder in ["home", "datasets"].map(|name| config.data_directory.join(name)) {
+        holds("kubernetes.volumes", cluster.volumes.iter().any(|volume| folder.starts_with(&volume.folder)), || {
+            format!("none holds {}, which pods mount: add one with folder = {0:?} and a claim", folder.display())
+        })?;
+    }
+    holds("container.gpu_binding", config.container.gpu_binding == GpuBinding::Environment, || {
+        "pods get their slices by NVIDIA_VISIBLE_DEVICES: it must be \"environment\"".into()
+    })
+}
+
 fn allocator(config: &Config) -> Result<(), Wrong> {
     let allocator = &config.allocator;
     if let Some(seconds) = allocator.lease_seconds {
@@ -184,9 +211,20 @@ fn line_of(text: &str, key: &str) -> Option<usize> {
 /// A warning for what is allowed and seldom meant.
 pub(super) fn doubts(config: &Config) -> Vec<String> {
     let mut doubts = Vec::new();
-    if config.container.gpu_binding == GpuBinding::Environment && config.allocator.nvml_library.is_none() {
+    let here = config.kubernetes.is_none() && config.allocator.nvml_library.is_none();
+    if config.container.gpu_binding == GpuBinding::Environment && here {
         doubts.push(
             "container.gpu_binding is `environment`, which keeps no container from any GPU: it is for simulated ones"
+                .into(),
+        );
+    }
+    let restricted = |cluster: &&Kubernetes| cluster.pod_security == PodSecurity::Restricted;
+    if let Some(cluster) = config.kubernetes.as_ref().filter(restricted)
+        && cluster.volumes.iter().any(|volume| volume.host_path.is_some())
+    {
+        doubts.push(
+            "kubernetes.volumes: a cluster that holds its namespace to the restricted standard refuses pods with a \
+             host_path; use claims"
                 .into(),
         );
     }

@@ -154,3 +154,27 @@ fn what_can_change_at_once_does_and_the_rest_is_named() {
     assert_eq!(Config { ssh: Ssh { max_tries: 3, ..now.ssh.clone() }, ..now.clone() }, running);
     assert_eq!(later, ["run_directory", "ssh.listen", "ssh.enrolment_tries_per_minute", "job"]);
 }
+
+#[test]
+fn a_cluster_needs_its_volumes() {
+    let with = |lines: &str| {
+        let text = format!(
+            "data_directory = '/data'\nrun_directory = '/run/mlad'\ncatalog = '/c'\nagent_binary = '/m'\n\
+             [container]\ngpu_binding = 'environment'\n[kubernetes]\nagent_image = 'agent:1'\n{lines}\n"
+        );
+        Config::parse(&text, Path::new("/etc/mlad/gateway.toml")).map_err(|error| error.to_string())
+    };
+    let config = with("volumes = [{ folder = '/data', claim = 'all' }]").unwrap();
+    assert_eq!(config.kubernetes.unwrap().pod_security, PodSecurity::Restricted);
+    for (lines, complaint) in [
+        ("volumes = []", "none holds /data/home"),
+        ("volumes = [{ folder = '/data/home', claim = 'home' }]", "none holds /data/datasets"),
+        ("volumes = [{ folder = '/data' }]", "either `claim` or `host_path`"),
+        ("volumes = [{ folder = '/data', claim = 'a', host_path = '/b' }]", "either `claim` or `host_path`"),
+        ("volumes = [{ folder = '/data', claim = 'all' }]\nagent_port = 22", "1024"),
+        ("volumes = [{ folder = '/data', claim = 'all' }]\nnamspace = 'a'", "namspace"),
+    ] {
+        let error = with(lines).unwrap_err();
+        assert!(error.contains(complaint), "{lines}: {error}");
+    }
+}

@@ -63,12 +63,14 @@ pub(super) fn workload(
                 artifacts: folder.join("artifacts"),
                 grace_seconds: if job.spec.preemptible { WITH_NOTICE } else { config.job.grace_seconds },
             }),
+            network: None,
         },
         mounts: vec![
             Mount { source: config.home_of(&user.name), target: home, read_only: false },
             Mount { source: config.datasets(), target: "/datasets".into(), read_only: true },
         ],
         gpu_uuids: lease.uuids.clone(),
+        node: (!lease.uuids.is_empty()).then(|| lease.node.clone()),
         memory_mib: job.spec.memory_mib.unwrap_or(config.container.memory_mib),
         cpu_milli: config.container.cpu_milli,
     }

@@ -1,10 +1,14 @@
-//! What runs containers: the contract, and Docker behind it.
+//! What runs containers: the contract, and Docker and Kubernetes behind it.
 //!
 //! A runtime knows workloads by name and nothing of users' wishes; every verb can be repeated.
 
 mod docker;
+mod gpu;
+mod kubernetes;
+mod turns;
 
 pub use docker::Docker;
+pub use kubernetes::Kubernetes;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -31,6 +35,8 @@ pub struct WorkloadSpec {
     pub mounts: Vec<Mount>,
     /// UUIDs of the slices it is to see; no GPU if empty.
     pub gpu_uuids: Vec<String>,
+    /// The node those slices are on; any will do if absent. Of no matter to a runtime of one machine.
+    pub node: Option<String>,
     /// Memory in MiB.
     pub memory_mib: u64,
     /// CPUs in thousandths of a core.
@@ -191,6 +197,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// News, without end: reconnects by itself and says `Resync` when it did (and at the beginning).
     fn events(&self) -> BoxStream<'static, RuntimeEvent>;
 
+    /// Whether descriptors reach the agent over [`Runtime::connect`]'s connections: it is on this machine.
+    fn passes_descriptors(&self) -> bool;
+
     /// A new connection to the agent of a running workload.
     ///
     /// # Errors
@@ -221,4 +230,29 @@ pub trait WorkloadObserver: Send + Sync + 'static {
 
     /// It cannot any more. Repeatable.
     fn gone(&self, workload: &str);
+}
+
+/// What is left of a name when everything a host name cannot have is a hyphen, of at most `longest` characters.
+fn hostname(wish: &str, longest: usize) -> String {
+    let name: String = wish
+        .chars()
+        .map(|letter| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '-' })
+        .take(longest)
+        .collect();
+    let name = name.trim_matches('-');
+    if name.is_empty() { "workspace".to_owned() } else { name.to_owned() }
+}
+
+/// Names become parts of paths and of addresses.
+fn check_name(name: &str) -> Result<(), RuntimeError> {
+    let good = name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name.len() <= 64
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if good {
+        return Ok(());
+    }
+    Err(RuntimeError::Start {
+        name: name.chars().filter(|letter| !letter.is_control()).take(64).collect(),
+        reason: "a workload's name has lower-case letters, digits and hyphens only, at most 64".to_owned(),
+    })
 }

@@ -51,6 +51,10 @@ pub trait Backend: Send + Sync + 'static {
 pub trait Place: Send + Sync {
     /// A new connection to its agent.
     async fn connect(&self) -> Result<UnixStream, RuntimeError>;
+    /// Whether descriptors reach the agent over such a connection.
+    fn passes_descriptors(&self) -> bool {
+        true
+    }
     /// What those in it should know, whenever that changes; what never has any says nothing.
     fn notices(&self) -> watch::Receiver<Notice> {
         watch::Sender::default().subscribe()

@@ -141,6 +141,10 @@ impl Backend for Gateway {
 
 #[async_trait]
 impl Place for Attached {
+    fn passes_descriptors(&self) -> bool {
+        Attached::passes_descriptors(self)
+    }
+
     async fn connect(&self) -> Result<UnixStream, RuntimeError> {
         Attached::connect(self).await
     }

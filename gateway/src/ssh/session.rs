@@ -5,12 +5,12 @@ use super::{
     backend::{Entered, Place, Refusal, Worker},
     client::Client,
     forward::Announcements,
+    framed_session,
     listening::listen_pending,
     outlet::{Gone, Outlet},
     person::Person,
     piped_session::{self, Pipes},
     setup::{Setup, Start, TerminalRequest},
-    terminal_session,
     words::mlad_arguments,
     worker_session,
     workplace::OnTheWay,
@@ -135,8 +135,9 @@ async fn run_in_workspace(
     setup.environment.splice(0..0, connection_variables(client));
     let announcements = Announcements::of_session(client, &*place, setup.key_agent);
     let mut connection = open(&*place).await?;
-    // A terminal's bytes travel in frames.
-    let pipes = if setup.terminal.is_some() { None } else { Some(Pipes::new().map_err(|error| no_pipes(&error))?) };
+    // A terminal's bytes travel in frames, and everything does where the agent is on another machine.
+    let framed = setup.terminal.is_some() || !place.passes_descriptors();
+    let pipes = if framed { None } else { Some(Pipes::new().map_err(|error| no_pipes(&error))?) };
     let (pipes, theirs) = pipes.map_or((None, Vec::new()), |(ours, theirs)| (Some(ours), theirs.into()));
     agent::start(&mut connection, &setup.requests(start), &theirs).await?;
     // Its outputs end when the process and its children have closed them, and nobody else holds them.
@@ -151,7 +152,7 @@ async fn run_in_workspace(
     let ended = match pipes {
         Some(pipes) => piped_session::serve(connection, pipes, outlet, &announcements).await?,
         None => tokio::select! {
-            ended = terminal_session::serve(connection, outlet, &announcements) => ended?,
+            ended = framed_session::serve(connection, outlet, &announcements) => ended?,
             gone = tell_notices(outlet, place.notices()) => return Err(gone.into()),
         },
     };

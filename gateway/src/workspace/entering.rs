@@ -121,6 +121,11 @@ impl Attached {
         self.runtime.connect(self.workload()).await
     }
 
+    /// Whether descriptors reach the agent over such a connection.
+    pub fn passes_descriptors(&self) -> bool {
+        self.runtime.passes_descriptors()
+    }
+
     /// The workload's name.
     pub fn workload(&self) -> &str {
         &self.presence.instance.workload

@@ -39,6 +39,7 @@ impl Agent {
             home,
             environment: BTreeMap::new(),
             job: None,
+            network: None,
         };
         std::fs::write(folder.join("agent/config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
         let process = Command::new(binary())

@@ -22,6 +22,8 @@ pub(crate) struct Ground<'a> {
     /// The reference of its image, and one that is nowhere.
     pub(crate) image: &'a str,
     pub(crate) no_image: &'a str,
+    /// Whether the agent has more rights than its user.
+    pub(crate) guarded: bool,
 }
 
 impl Ground<'_> {
@@ -96,9 +98,15 @@ async fn images(ground: &Ground<'_>) {
     assert!(pinned.contains("sha256:"), "{pinned}");
     assert_eq!(ground.runtime.resolve_image(ground.image, &quiet).await.unwrap(), pinned);
     assert_eq!(ground.runtime.image_present(ground.no_image).await.unwrap(), None);
-    let error = ground.runtime.resolve_image(ground.no_image, &quiet).await.unwrap_err();
-    assert!(matches!(error, RuntimeError::Image { .. }), "{error}");
-    let spec = WorkloadSpec { image: format!("sha256:{}", "0".repeat(64)), ..ground.workspace("w-9-1") };
+    // Where the machine that is to run it fetches it, only the start can tell.
+    let image = match ground.runtime.resolve_image(ground.no_image, &quiet).await {
+        Err(error) => {
+            assert!(matches!(error, RuntimeError::Image { .. }), "{error}");
+            format!("sha256:{}", "0".repeat(64))
+        }
+        Ok(image) => image,
+    };
+    let spec = WorkloadSpec { image, ..ground.workspace("w-9-1") };
     let error = ground.runtime.start(&spec, &quiet).await.unwrap_err();
     assert!(matches!(error, RuntimeError::Image { .. }), "{error}");
     assert_eq!(ground.state("w-9-1").await, None);
@@ -125,8 +133,9 @@ async fn a_workspace(ground: &Ground<'_>) {
     assert_eq!(ground.exec("w-1-1", "echo made > $HOME/made").await.1, Exit::Status(0));
     let made = std::fs::metadata(ground.home.join("made")).unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&made), 20000);
-    // The agent is out of the user's reach.
-    for command in ["echo > /run/mlad/agent/config.json", "busybox kill -9 1", "echo > /usr/local/bin/mlad"] {
+    // The agent is out of the user's reach, if it is more than they are; its program always is.
+    let reach = ["echo > /run/mlad/agent/config.json", "busybox kill -9 1", "echo > /usr/local/bin/mlad"];
+    for command in reach.into_iter().filter(|command| ground.guarded || command.ends_with("mlad")) {
         assert_ne!(ground.exec("w-1-1", command).await.1, Exit::Status(0), "{command}");
     }
 
@@ -214,5 +223,5 @@ async fn docker_conforms() {
     let mut spec = stage.spec("w-1-1").await;
     spec.mounts = vec![Mount { source: home.clone(), target: "/home/alice".into(), read_only: false }];
     let runtime: &Docker = &stage.docker;
-    conforms(&Ground { runtime, spec, home: &home, image: IMAGE, no_image: "mlad-test/none:1" }).await;
+    conforms(&Ground { runtime, spec, home: &home, image: IMAGE, no_image: "mlad-test/none:1", guarded: true }).await;
 }

@@ -98,9 +98,11 @@ impl Stage {
                 home: "/home/alice".into(),
                 environment: Default::default(),
                 job: None,
+                network: None,
             },
             mounts: vec![],
             gpu_uuids: vec![],
+            node: None,
             memory_mib: 64,
             cpu_milli: 1000,
         }

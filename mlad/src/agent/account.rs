@@ -77,6 +77,20 @@ pub(super) fn install(user: &User, paths: &Paths, path: Option<&OsStr>) {
     report(&user.home.display().to_string(), make_home(user));
 }
 
+/// The image's `passwd` and `group` with the user in them; an image without them has the user's entries alone.
+///
+/// # Errors
+/// When one cannot be read.
+pub(super) fn tables(user: &User, etc: &Path) -> io::Result<[(&'static str, Vec<u8>); 2]> {
+    let etc = open_folder(etc)?;
+    let table = |name| match read_file(&etc, name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        result => result,
+    };
+    let passwd = with_entry(&table("passwd")?, &user.passwd_line(), user.uid);
+    Ok([("passwd", passwd), ("group", with_entry(&table("group")?, &user.group_line(), user.gid))])
+}
+
 fn report(what: &str, result: io::Result<()>) {
     if let Err(error) = result {
         tracing::warn!(what, %error, "the user cannot be made known to the image; going on without");
@@ -92,7 +106,9 @@ fn open_folder(path: &Path) -> io::Result<OwnedFd> {
 
 fn replace_entry(etc: &OwnedFd, name: &str, line: &str, id: u32) -> io::Result<()> {
     let table = read_file(etc, name)?;
-    replace_file(etc, name, &with_entry(&table, line, id))
+    let wanted = with_entry(&table, line, id);
+    // Where the agent is not root, the tables were written for it, and it could not change them.
+    if wanted == table { Ok(()) } else { replace_file(etc, name, &wanted) }
 }
 
 /// The table without entries of the line's name or of this id, and with the line.
@@ -125,7 +141,7 @@ fn keep_path(etc: &OwnedFd, path: Option<&str>) -> io::Result<()> {
     }
 }
 
-fn profile(path: &str) -> Vec<u8> {
+pub(super) fn profile(path: &str) -> Vec<u8> {
     format!("# Written by MLAD: the image's own PATH.\nPATH='{}'\nexport PATH\n", path.replace('\'', r"'\''"))
         .into_bytes()
 }
@@ -271,6 +287,7 @@ mod tests {
             home: home.into(),
             environment: BTreeMap::new(),
             job: None,
+            network: None,
         };
         assert!(User::of(&config("kim", 5, "/home/kim")).is_ok());
         for (user, uid, home) in [

@@ -45,6 +45,7 @@ pub(super) async fn run(
     };
     tracing::info!(?result, "the job's command has ended");
     save(&result, &paths.result).map_err(failed(&paths.result))?;
+    copy(&result, paths);
     Ok(result.exit)
 }
 
@@ -127,6 +128,15 @@ async fn note(message: &str, log: &Path, shared: &Shared) {
     let written = shared.rights.run(move || super::launch::open_log(&path)?.write_all(line.as_bytes()));
     if let Err(error) = written.await {
         tracing::warn!(%error, message, "cannot add a line to the job's log");
+    }
+}
+
+/// For whoever runs the container and cannot look into it. Without it the result is lost, and the attempt with it.
+fn copy(result: &JobResult, paths: &Paths) {
+    let Some(path) = &paths.result_copy else { return };
+    let written = serde_json::to_vec(result).map_err(io::Error::from).and_then(|bytes| std::fs::write(path, bytes));
+    if let Err(error) = written {
+        tracing::error!(%error, path = %path.display(), "the job's result cannot be passed on");
     }
 }
 

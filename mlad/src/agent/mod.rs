@@ -16,9 +16,11 @@ mod api_socket;
 mod forward;
 mod incoming;
 mod init;
+mod install;
 mod job;
 mod launch;
 mod memory;
+mod network;
 mod process;
 mod resolve;
 mod rights;
@@ -80,6 +82,8 @@ pub struct Paths {
     pub result: PathBuf,
     /// Mark that the job's command was started.
     pub started: PathBuf,
+    /// A second place for the result, which whoever runs the container reads; written at its end, not durably.
+    pub result_copy: Option<PathBuf>,
     /// The socket of the HTTP API.
     pub api_socket: PathBuf,
     /// Folder of `passwd`, `group` and `profile.d`.
@@ -93,6 +97,7 @@ impl Default for Paths {
             config: AGENT_CONFIG.into(),
             result: AGENT_RESULT.into(),
             started: Path::new(AGENT_CONFIG).with_file_name("started"),
+            result_copy: None,
             api_socket: API_SOCKET.into(),
             etc: "/etc".into(),
         }
@@ -100,7 +105,8 @@ impl Default for Paths {
 }
 
 impl Paths {
-    /// The paths after `--folder DIR` (all that is in `/run/mlad` elsewhere) and `--etc DIR`.
+    /// The paths after `--folder DIR` (all that is in `/run/mlad` elsewhere), `--config FILE`, `--result-copy FILE` and
+    /// `--etc DIR`.
     fn from_arguments(mut arguments: impl Iterator<Item = OsString>) -> Result<Self, AgentError> {
         let mut paths = Self::default();
         while let Some(argument) = arguments.next() {
@@ -112,6 +118,8 @@ impl Paths {
                     paths.started = run.join("agent/started");
                     paths.api_socket = run.join("api.sock");
                 }
+                (Some("--config"), Some(config)) => paths.config = config,
+                (Some("--result-copy"), Some(copy)) => paths.result_copy = Some(copy),
                 (Some("--etc"), Some(etc)) => paths.etc = etc,
                 _ => return Err(AgentError::Argument(argument)),
             }
@@ -168,6 +176,8 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let result = match arguments.peek().and_then(|first| first.to_str()) {
         Some("launch") => return launch::run(arguments.skip(1)),
         Some("serve") => serve(arguments.skip(1)),
+        Some("install") => install::copy(arguments.skip(1)),
+        Some("accounts") => install::accounts(arguments.skip(1)),
         _ => {
             let arguments: Vec<OsString> = arguments.collect();
             Paths::from_arguments(arguments.iter().cloned()).and_then(|_| init::run(&arguments))

@@ -7,6 +7,7 @@ use super::{
     forward,
     incoming::ACCEPT_PAUSE,
     job, limits,
+    network::Door,
     process::Ending,
     resolve::Names,
     rights::Rights,
@@ -30,7 +31,7 @@ use std::{
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -55,6 +56,8 @@ pub(super) struct Shared {
     pub(super) tickets: Tickets,
     pub(super) gateway: Gateway,
     pub(super) names: Names,
+    /// The gateway wants the agent to end, as by SIGTERM.
+    pub(super) terminate: Notify,
     in_container: bool,
     sessions: Arc<Semaphore>,
     listeners: Arc<Semaphore>,
@@ -127,10 +130,15 @@ async fn serve(paths: &Paths, in_container: bool) -> Result<ExitCode, AgentError
         tickets: Tickets::default(),
         gateway: Gateway::default(),
         names: Names::default(),
+        terminate: Notify::new(),
         in_container,
         sessions: Arc::new(Semaphore::new(limits::SESSIONS)),
         listeners: Arc::new(Semaphore::new(limits::LISTENERS)),
     });
+    let door = match &config.network {
+        Some(network) => Some(Door::open(network).await?),
+        None => None,
+    };
     let api_listener = listen(&paths.api_socket, 0o666)?;
     // Last: whoever can connect to it finds everything else there.
     let listener = listen(&paths.agent_socket, 0o600)?;
@@ -139,9 +147,10 @@ async fn serve(paths: &Paths, in_container: bool) -> Result<ExitCode, AgentError
     let mut work = std::pin::pin!(work(config.job.as_ref(), paths, &shared, &stop));
     let result = tokio::select! {
         () = accept(listener, &shared) => Ok(ExitCode::SUCCESS),
+        () = accept_from_afar(door, &shared) => Ok(ExitCode::SUCCESS),
         () = api_socket::accept(api_listener, &shared) => Ok(ExitCode::SUCCESS),
         result = &mut work => result,
-        _ = terminate.recv() => {
+        () = told_to_end(&mut terminate, &shared) => {
             stop.cancel();
             shared.hang_up();
             work.await
@@ -149,6 +158,20 @@ async fn serve(paths: &Paths, in_container: bool) -> Result<ExitCode, AgentError
     };
     end(&shared).await;
     result
+}
+
+async fn told_to_end(terminate: &mut tokio::signal::unix::Signal, shared: &Shared) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        () = shared.terminate.notified() => {}
+    }
+}
+
+async fn accept_from_afar(door: Option<Door>, shared: &Arc<Shared>) {
+    match door {
+        Some(door) => door.accept(shared).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Returns when there is no more to do: when the job has ended, or a workspace is to stop.
@@ -215,7 +238,7 @@ async fn accept(listener: UnixListener, shared: &Arc<Shared>) {
 }
 
 /// Serves one connection to its end.
-async fn open(stream: UnixStream, shared: &Arc<Shared>, permit: OwnedSemaphorePermit) -> io::Result<()> {
+pub(super) async fn open(stream: UnixStream, shared: &Arc<Shared>, permit: OwnedSemaphorePermit) -> io::Result<()> {
     let mut connection = Connection::new(stream, true);
     let first = tokio::time::timeout(limits::OPEN_TIME, connection.reader.read()).await??;
     let Some(Frame::Open(open)) = first else { return Err(io::ErrorKind::InvalidData.into()) };
@@ -243,6 +266,10 @@ async fn open(stream: UnixStream, shared: &Arc<Shared>, permit: OwnedSemaphorePe
             Err(guest) => refuse(guest.connection, CONNECT_FAILED, "that connection is not there any more").await,
         },
         Open::Control => api_socket::control(connection, shared).await,
+        Open::Terminate => {
+            shared.terminate.notify_one();
+            connection.writer.write(&Frame::Opened { port: 0 }).await
+        }
     }
 }
 

@@ -116,6 +116,9 @@ pub enum Open {
     /// The workload's control connection, one at a time (a new one replaces the old): connections to the
     /// API socket are `Incoming` on it.
     Control,
+    /// The container is to end, as if process 1 had got SIGTERM; answered when that has begun. For engines that cannot
+    /// send signals.
+    Terminate,
 }
 
 /// A terminal's size.
@@ -356,6 +359,7 @@ impl Open {
                 out.put_u64(*ticket);
             }
             Self::Control => out.put_u8(7),
+            Self::Terminate => out.put_u8(8),
         }
     }
 
@@ -368,6 +372,7 @@ impl Open {
             5 => Self::StreamlocalForward { path: get_text(input)? },
             6 => Self::Accept { ticket: input.try_get_u64().ok()? },
             7 => Self::Control,
+            8 => Self::Terminate,
             _ => return None,
         })
     }
@@ -507,6 +512,7 @@ mod tests {
             Open::StreamlocalForward { path: "/tmp/s".into() },
             Open::Accept { ticket: u64::MAX },
             Open::Control,
+            Open::Terminate,
         ];
         let mut frames = vec![
             Frame::Opened { port: 8080 },

@@ -187,14 +187,20 @@ pub struct HangUp {
     /// Watches the socket for nothing but what is always reported, errors and hang-ups, so that traffic on the
     /// socket wakes nobody here.
     epoll: AsyncFd<OwnedFd>,
-    _stream: Arc<UnixStream>,
+    /// Kept open, if it is ours to keep: a closed descriptor is watched no more.
+    _stream: Option<Arc<UnixStream>>,
 }
 
 impl HangUp {
     fn of(stream: &Arc<UnixStream>) -> io::Result<Self> {
+        Ok(Self { _stream: Some(Arc::clone(stream)), ..Self::watch(stream)? })
+    }
+
+    /// Watches a socket that the caller keeps open for as long as it is watched.
+    pub(super) fn watch(socket: &impl AsFd) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, stream.as_fd(), epoll::EventData::new_u64(0), epoll::EventFlags::empty())?;
-        Ok(Self { epoll: register(epoll, Interest::READABLE)?, _stream: Arc::clone(stream) })
+        epoll::add(&epoll, socket.as_fd(), epoll::EventData::new_u64(0), epoll::EventFlags::empty())?;
+        Ok(Self { epoll: register(epoll, Interest::READABLE)?, _stream: None })
     }
 
     /// Returns once the peer has closed both directions, or this side its own and the peer the other.

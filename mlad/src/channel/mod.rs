@@ -9,12 +9,14 @@
 
 mod codec;
 mod connection;
+mod relay;
 
 pub use codec::{DecodeError, Exit, Frame, MAX_FRAME, Open, PtySize, Request, VERSION, WINDOW};
 pub use connection::{Connection, ConnectionReader, ConnectionWriter, HangUp, MAX_DESCRIPTORS, Peer, Stream, register};
+pub use relay::{Line, relay};
 
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 /// Where the agent listens, inside the container: in a folder only root can enter.
 pub const AGENT_SOCKET: &str = "/run/mlad/agent/agent.sock";
@@ -42,6 +44,28 @@ pub struct AgentConfig {
     pub environment: BTreeMap<String, String>,
     /// The job to run; none for a workspace.
     pub job: Option<JobRun>,
+    /// Where gateways on other machines come in; nowhere if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<AgentNetwork>,
+}
+
+/// Where an agent is reached from another machine, and how either side is known: TLS 1.3, everything as PEM.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentNetwork {
+    /// Address to listen on.
+    pub listen: SocketAddr,
+    /// The agent's certificate, for the name of its workload.
+    pub certificate: String,
+    /// Its private key.
+    pub key: String,
+    /// Whoever shows a certificate for clients of this authority is a gateway.
+    pub authority: String,
+}
+
+impl std::fmt::Debug for AgentNetwork {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("AgentNetwork").field("listen", &self.listen).finish_non_exhaustive()
+    }
 }
 
 /// The one command of a job's attempt. Its output goes to `log`; when it ends, so does the container.

@@ -78,6 +78,7 @@ impl Agent {
             home: path("home"),
             environment: BTreeMap::from([("MLAD_WORKLOAD".into(), "w-test".into())]),
             job: None,
+            network: None,
         };
         Builder { folder, config, environment: Vec::new(), own_namespace: false }
     }

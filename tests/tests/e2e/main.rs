@@ -1,6 +1,6 @@
 //! The end-to-end tests, by what a person does. One program, so that it is linked once and its tests take turns.
 //!
-//! `scripts/test e2e` runs them; `stalls` apart from the others.
+//! `scripts/test e2e` runs them, `stalls` apart from the others; `kubernetes` are those of `scripts/test kubernetes`.
 
 mod api;
 mod bad_input;
@@ -8,6 +8,7 @@ mod clients;
 mod crash;
 mod files;
 mod jobs;
+mod kubernetes;
 mod login;
 mod manual;
 mod oracle;

@@ -1,6 +1,6 @@
 //! What a container is to be, in the engine's words. Pure.
 
-use super::super::{Mount, WorkloadSpec};
+use super::super::{Mount, WorkloadSpec, gpu::environment as gpu_environment};
 use crate::config::{Container as Settings, GpuBinding};
 use bollard::models::{
     ContainerCreateBody, DeviceRequest, HealthConfig, HostConfig, HostConfigLogConfig, Mount as EngineMount,
@@ -8,11 +8,7 @@ use bollard::models::{
     RestartPolicyNameEnum,
 };
 use mlad::channel::AgentConfig;
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
-    path::Path,
-};
+use std::{collections::HashMap, net::IpAddr, path::Path};
 
 /// Label: the gateway's instance.
 pub(super) const LABEL_INSTANCE: &str = "mlad.instance";
@@ -54,7 +50,7 @@ pub(super) struct Place<'a> {
 /// The container of a workload.
 pub(super) fn body(spec: &WorkloadSpec, place: &Place<'_>) -> ContainerCreateBody {
     ContainerCreateBody {
-        hostname: Some(hostname(&spec.hostname)),
+        hostname: Some(super::super::hostname(&spec.hostname, MAX_HOSTNAME)),
         user: Some("0:0".to_owned()),
         image: Some(spec.image.clone()),
         entrypoint: Some(vec![AGENT.to_owned(), "agent".to_owned()]),
@@ -168,18 +164,6 @@ fn dns(place: &Place<'_>) -> Option<Vec<String>> {
     (!servers.is_empty()).then_some(servers)
 }
 
-/// Variables that say which slices are to be seen. They are always set: an image of NVIDIA's says `all`.
-fn gpu_environment(uuids: &[String], binding: GpuBinding) -> BTreeMap<&'static str, String> {
-    let list = uuids.join(",");
-    let visible = match binding {
-        // The device is given by CDI; the older hook must add none.
-        _ if uuids.is_empty() => "void".to_owned(),
-        GpuBinding::Cdi => "void".to_owned(),
-        GpuBinding::DeviceRequest | GpuBinding::Environment => list.clone(),
-    };
-    BTreeMap::from([("NVIDIA_VISIBLE_DEVICES", visible), ("CUDA_VISIBLE_DEVICES", list)])
-}
-
 fn device_request(uuids: &[String], binding: GpuBinding) -> Option<DeviceRequest> {
     if uuids.is_empty() {
         return None;
@@ -200,24 +184,18 @@ fn device_request(uuids: &[String], binding: GpuBinding) -> Option<DeviceRequest
     }
 }
 
-/// What is left of a name when everything a host name cannot have is a hyphen.
-fn hostname(wish: &str) -> String {
-    let name: String = wish
-        .chars()
-        .map(|letter| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '-' })
-        .take(MAX_HOSTNAME)
-        .collect();
-    let name = name.trim_matches('-');
-    if name.is_empty() { "workspace".to_owned() } else { name.to_owned() }
-}
-
 fn bytes(mib: u64) -> i64 {
     i64::try_from(mib.saturating_mul(MIB)).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::super::hostname as host_name, *};
+    use std::collections::BTreeMap;
+
+    fn hostname(wish: &str) -> String {
+        host_name(wish, MAX_HOSTNAME)
+    }
 
     fn spec(gpu_uuids: &[&str]) -> WorkloadSpec {
         WorkloadSpec {
@@ -233,9 +211,11 @@ mod tests {
                 home: "/home/alice".into(),
                 environment: BTreeMap::from([("CUDA_VISIBLE_DEVICES".into(), "0".into())]),
                 job: None,
+                network: None,
             },
             mounts: vec![Mount { source: "/data/home/alice".into(), target: "/home/alice".into(), read_only: false }],
             gpu_uuids: gpu_uuids.iter().map(|uuid| (*uuid).to_owned()).collect(),
+            node: None,
             memory_mib: 512,
             cpu_milli: 1500,
         }

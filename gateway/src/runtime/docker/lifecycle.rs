@@ -1,7 +1,7 @@
 //! The life of one container: made, started, reached, ended, removed.
 
 use super::{
-    super::{Ended, Found, FoundState, RuntimeError, StartProgress, WorkloadSpec},
+    super::{Ended, Found, FoundState, RuntimeError, StartProgress, WorkloadSpec, check_name},
     Docker,
     agent::Arrival,
     container::{self, LABEL_FENCE, LABEL_INSTANCE, LABEL_WORKLOAD, Place},
@@ -427,20 +427,6 @@ fn state(state: &ContainerState) -> FoundState {
     }
 }
 
-/// Names become parts of paths and of addresses.
-pub(super) fn check_name(name: &str) -> Result<(), RuntimeError> {
-    let good = name.starts_with(|first: char| first.is_ascii_lowercase())
-        && name.len() <= 64
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-    if good {
-        return Ok(());
-    }
-    Err(RuntimeError::Start {
-        name: name.chars().filter(|letter| !letter.is_control()).take(64).collect(),
-        reason: "a workload's name has lower-case letters, digits and hyphens only, at most 64".to_owned(),
-    })
-}
-
 pub(super) fn no_agent(name: &str, error: &io::Error) -> RuntimeError {
     RuntimeError::Agent { name: name.to_owned(), reason: error.to_string() }
 }
@@ -478,9 +464,11 @@ mod tests {
                 home: "/home/alice".into(),
                 environment: Default::default(),
                 job: is_job.then_some(job),
+                network: None,
             },
             mounts: vec![],
             gpu_uuids: vec![],
+            node: None,
             memory_mib: 64,
             cpu_milli: 100,
         }

@@ -18,9 +18,9 @@ mod image;
 mod lifecycle;
 mod network;
 mod run_folder;
-mod turns;
 
-use super::{Found, FoundState, Runtime, RuntimeError, RuntimeEvent, StartProgress, WorkloadSpec};
+use super::turns::Turns;
+use super::{Found, FoundState, Runtime, RuntimeError, RuntimeEvent, StartProgress, WorkloadSpec, check_name};
 use crate::config::{Config, Firewall as FirewallPolicy};
 use async_trait::async_trait;
 use bollard::{
@@ -45,7 +45,6 @@ use std::{
     time::Duration,
 };
 use tokio::net::UnixStream;
-use turns::Turns;
 
 /// Questions to the engine at once, where there is one per container.
 const QUESTIONS: usize = 16;
@@ -194,7 +193,7 @@ impl Runtime for Docker {
     }
 
     async fn result(&self, name: &str) -> Result<Option<JobResult>, RuntimeError> {
-        lifecycle::check_name(name)?;
+        check_name(name)?;
         let folder = match self.folders.find(name) {
             Ok(folder) => folder,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -207,8 +206,12 @@ impl Runtime for Docker {
         events::events(Arc::clone(&self.engine), self.config.instance.clone())
     }
 
+    fn passes_descriptors(&self) -> bool {
+        true
+    }
+
     async fn connect(&self, name: &str) -> Result<UnixStream, RuntimeError> {
-        lifecycle::check_name(name)?;
+        check_name(name)?;
         let result = match self.folders.find(name) {
             Ok(folder) => agent::connect(&folder).await,
             Err(error) => Err(error),

@@ -287,6 +287,7 @@ mod tests {
             home: "/home/alice".into(),
             environment: Default::default(),
             job: None,
+            network: None,
         }
     }
 

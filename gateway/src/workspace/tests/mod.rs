@@ -227,9 +227,11 @@ fn stray() -> WorkloadSpec {
             home: "/".into(),
             environment: BTreeMap::new(),
             job: None,
+            network: None,
         },
         mounts: Vec::new(),
         gpu_uuids: Vec::new(),
+        node: None,
         memory_mib: 1,
         cpu_milli: 1,
     }

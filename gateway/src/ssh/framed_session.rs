@@ -1,4 +1,4 @@
-//! A session on a terminal: its bytes travel in frames.
+//! A session whose bytes travel in frames: on a terminal, or with an agent on another machine.
 
 use super::{
     agent::{self, bounded, kind_of},
@@ -69,7 +69,7 @@ fn widen(window: &Semaphore, bytes: u32) {
     window.add_permits(room.min(bytes as usize));
 }
 
-/// Never ends but by an error: a terminal has no end of file.
+/// Never ends but by an error: after the end of the input there may still be signals.
 async fn write(writer: &mut ConnectionWriter, inbox: &Inbox, window: &Semaphore) -> io::Result<()> {
     let mut piece = Bytes::new();
     let mut open = true;
