@@ -5,11 +5,13 @@
 //! programs, starts the engine, and says in the environment where they are ([`Programs`]).
 
 mod clients;
+mod cluster;
 mod site;
 mod sshd;
 mod wait;
 
 pub use clients::{Lines, Outcome, Person, RunningClient, inside};
+pub use cluster::OnCluster;
 pub use site::{Programs, Site, SiteBuilder, ends_with_this_test};
 pub use sshd::Sshd;
 pub use wait::{eventually, eventually_some, within};

@@ -22,6 +22,10 @@ pub struct Kubernetes {
     /// What the pods may do.
     #[serde(default)]
     pub pod_security: PodSecurity,
+    /// Whether pods have user namespaces of their own: what is root in one is nobody on its node. The cluster must know
+    /// them (Kubernetes 1.33 and later), or does as if this were not set.
+    #[serde(default)]
+    pub user_namespaces: bool,
     /// Names of the secrets that fetch images.
     #[serde(default)]
     pub image_pull_secrets: Vec<String>,

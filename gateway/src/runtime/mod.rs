@@ -84,6 +84,8 @@ pub struct Ended {
     /// Whether its memory was used up, as far as the runtime knows: it may learn that after the end, or never.
     /// [`JobResult::out_of_memory`] is a job's agent's word on it.
     pub out_of_memory: bool,
+    /// Why the runtime ended it, if it did so of its own accord: the machine had to be emptied, say.
+    pub taken_away: Option<String>,
 }
 
 /// News from the runtime.

@@ -166,7 +166,7 @@ impl World {
         let Some(container) = inner.containers.get_mut(name) else { return };
         if container.state == FoundState::Running {
             let exit_code = if let Exit::Status(code) = &result.exit { i64::from(*code) } else { 137 };
-            container.state = FoundState::Ended(Ended { exit_code, out_of_memory });
+            container.state = FoundState::Ended(Ended { exit_code, out_of_memory, taken_away: None });
             container.result = Some(result);
         }
         drop(inner);
@@ -176,7 +176,7 @@ impl World {
     /// The container ends without leaving a result.
     pub(crate) fn kill(&self, name: &str, exit_code: i64, out_of_memory: bool) {
         if let Some(container) = self.lock().containers.get_mut(name) {
-            container.state = FoundState::Ended(Ended { exit_code, out_of_memory });
+            container.state = FoundState::Ended(Ended { exit_code, out_of_memory, taken_away: None });
         }
         self.changed(name);
     }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     image::ImageError,
     quota::user_limits,
-    runtime::{FoundState, RuntimeError, StartProgress},
+    runtime::{Ended, FoundState, RuntimeError, StartProgress},
     store::{StoreError, WorkspaceRecord},
 };
 use futures::FutureExt as _;
@@ -532,6 +532,7 @@ impl Actor {
             Some(FoundState::Ended(ended)) if ended.out_of_memory => {
                 Some(format!("its container ran out of memory (exit code {})", ended.exit_code))
             }
+            Some(FoundState::Ended(Ended { taken_away: Some(why), .. })) => Some(format!("it was taken away ({why})")),
             Some(FoundState::Ended(ended)) => Some(format!("its container ended (exit code {})", ended.exit_code)),
             Some(FoundState::Created) | None => Some("its container is gone".to_owned()),
         })

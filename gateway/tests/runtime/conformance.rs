@@ -175,7 +175,7 @@ async fn a_job(ground: &Ground<'_>) {
     let spec = ground.job("j-1-1", script);
     ground.start(&spec).await;
     let ended = ground.ended("j-1-1").await;
-    assert_eq!(ended, Ended { exit_code: 7, out_of_memory: false });
+    assert_eq!(ended, Ended { exit_code: 7, out_of_memory: false, taken_away: None });
     let result = Some(JobResult { exit: Exit::Status(7), out_of_memory: false });
     assert_eq!(ground.runtime.result("j-1-1").await.unwrap(), result);
     let read = |path: &str| std::fs::read_to_string(ground.home.join(path)).unwrap();

@@ -13,6 +13,7 @@ use std::{
     os::unix::fs::chown,
     path::{Path, PathBuf},
     process::Command,
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -30,12 +31,7 @@ async fn conforms_with(security: &str, guarded: bool) {
     let (Some(engine), Some(agent), Some((cluster, kubeconfig))) = (stage::engine(), stage::agent(), cluster()) else {
         return;
     };
-    stage::import_image(&engine);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/cluster/import.sh");
-    run(Command::new(script)
-        .arg(IMAGE)
-        .env("DOCKER_HOST", format!("unix://{}", engine.display()))
-        .env("RUN", &cluster));
+    bring_image(&engine, &cluster);
     let folder = tempfile::tempdir().unwrap();
     let config = config(&agent, folder.path(), &kubeconfig, security);
     let home = folder.path().join("data/home/alice");
@@ -67,6 +63,17 @@ async fn conforms_with(security: &str, guarded: bool) {
     };
     let no_image = "registry.invalid/mlad-test/none:1";
     conforms(&Ground { runtime: &runtime, spec, home: &home, image: &image, no_image, guarded }).await;
+}
+
+/// Brings the tests' image into the cluster, once: what is being read must not be tagged anew.
+fn bring_image(engine: &Path, cluster: &Path) {
+    static BROUGHT: OnceLock<()> = OnceLock::new();
+    BROUGHT.get_or_init(|| {
+        stage::import_image(engine);
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/cluster/import.sh");
+        let host = format!("unix://{}", engine.display());
+        run(Command::new(script).arg(IMAGE).env("DOCKER_HOST", host).env("RUN", cluster));
+    });
 }
 
 /// A node tells of its images every few seconds.

@@ -113,3 +113,16 @@ async fn a_restarted_agent_takes_the_place_of_its_sockets() {
     until("the agent's socket", || std::os::unix::net::UnixStream::connect(agent.socket()).is_ok()).await;
     assert_eq!(agent.run("echo again").await.text(), "again\n");
 }
+
+/// Where an engine sends no signals, the gateway's word does the same.
+#[tokio::test]
+async fn a_gateway_can_tell_it_to_end() {
+    let mut agent = Agent::start().await;
+    let mut polite = agent.session().await;
+    polite.exec("trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.01; done").await;
+    polite.expect("ready").await;
+    agent.open(mlad::channel::Open::Terminate).await;
+    let outcome = polite.outcome().await;
+    assert!(outcome.text().ends_with("bye\n"), "{outcome:?}");
+    assert_eq!(agent.ended().await, Some(0));
+}

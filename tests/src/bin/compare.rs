@@ -1,10 +1,11 @@
 //! MLAD beside what people use without it, in one run on one machine: OpenSSH's sshd in a container of the same
-//! image, and `docker run`. Started by `scripts/benchmark`, which fetches OpenSSH's server.
+//! image, and `docker run`; on a cluster, `kubectl`. Started by `scripts/benchmark`, which fetches OpenSSH's server, or
+//! starts the cluster.
 //!
 //! The two sides take turns, so that a slow minute of the machine hits both; what is printed is the ratio of the
 //! medians, and how far apart the quarters of each side lie.
 
-use mlad_tests::{Person, Programs, Site, Sshd, eventually};
+use mlad_tests::{OnCluster, Person, Programs, Site, Sshd, eventually};
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -13,16 +14,22 @@ use std::{
 };
 
 const GIBIBYTE: u64 = 1 << 30;
+/// Commands that give and take it.
+const ZEROS: &str = "head -c 1073741824 /dev/zero";
+const SINK: &str = "cat > /dev/null";
 
 fn main() {
     let rounds = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(10);
+    if std::env::var_os("MLAD_TEST_CLUSTER").is_some() {
+        return on_cluster(rounds);
+    }
     let site = Site::start();
     let alice = site.person("alice");
     let sshd = Sshd::start(&site, &alice);
     alice.ssh("true").success();
     sshd.person.ssh("true").success();
 
-    println!("| what | MLAD | other | ratio | spread MLAD / other |\n|---|---|---|---|---|");
+    print_head();
     report(
         "connect + `true`, workspace running, against sshd",
         rounds * 3,
@@ -42,6 +49,56 @@ fn main() {
         || prompt_by_ssh(&site, &alice),
         || prompt_by_docker(&site),
     );
+}
+
+/// Pods, against what `kubectl` does with the same image.
+fn on_cluster(rounds: usize) {
+    let site = OnCluster::start();
+    let alice = site.person("alice");
+    alice.ssh("true").success();
+    let pod = format!("{}-w-1-1", site.instance());
+    let theirs =
+        |command: &str| site.kubectl_command(&["exec", "-i", &pod, "-c", "workload", "--", "sh", "-c", command]);
+    print_head();
+    report(
+        "connect + `true`, the pod running, against `kubectl exec`",
+        rounds * 3,
+        || timed(|| drop(alice.ssh("true").success())),
+        || timed(|| assert!(theirs("true").status().unwrap().success())),
+    );
+    report("1 GiB down, against `kubectl exec`", rounds, || down(&alice, &[]), || down_by(theirs(ZEROS)));
+    report("1 GiB up, against `kubectl exec`", rounds, || up(&alice, &[]), || up_by(theirs(SINK)));
+    report(
+        "`ssh` to prompt with no workspace, against `kubectl run -it`",
+        rounds,
+        || {
+            alice.ssh("mlad workspace stop");
+            eventually("no pod", Duration::from_secs(60), || site.pods().is_empty());
+            until_prompt(alice.ssh_command(&["-tt"], &[]))
+        },
+        || {
+            let name = format!("{}-prompt", site.instance());
+            let image = "--image=registry.invalid/mlad/base:1";
+            let shell = ["--image-pull-policy=IfNotPresent", "--restart=Never", "--", "bash", "-l"];
+            let arguments = [&["run", "-i", "--tty", &name, image], shell.as_slice()].concat();
+            // kubectl asks for a terminal of its own.
+            let mut command = Command::new("script");
+            command.args(["-qec", &words(&site.kubectl_command(&arguments)), "/dev/null"]);
+            let time = until_prompt(command);
+            site.kubectl(&["delete", "pod", &name, "--grace-period=1"]).success();
+            time
+        },
+    );
+}
+
+/// A command as a shell takes it.
+fn words(command: &Command) -> String {
+    let all = std::iter::once(command.get_program()).chain(command.get_args());
+    all.map(|word| format!("'{}'", word.to_str().unwrap())).collect::<Vec<_>>().join(" ")
+}
+
+fn print_head() {
+    println!("| what | MLAD | other | ratio | spread MLAD / other |\n|---|---|---|---|---|");
 }
 
 /// Runs both sides in turns and prints a line of the table.
@@ -83,17 +140,24 @@ fn timed(work: impl FnOnce()) -> Duration {
 }
 
 fn down(person: &Person, options: &[&str]) -> Duration {
+    down_by(person.ssh_command(options, &[ZEROS]))
+}
+
+fn down_by(mut command: Command) -> Duration {
     timed(|| {
-        let mut child =
-            person.ssh_command(options, &["head -c 1073741824 /dev/zero"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let got = std::io::copy(&mut child.stdout.take().unwrap(), &mut std::io::sink()).unwrap();
         assert!(child.wait().unwrap().success() && got == GIBIBYTE);
     })
 }
 
 fn up(person: &Person, options: &[&str]) -> Duration {
+    up_by(person.ssh_command(options, &[SINK]))
+}
+
+fn up_by(mut command: Command) -> Duration {
     timed(|| {
-        let mut child = person.ssh_command(options, &["cat > /dev/null"]).stdin(Stdio::piped()).spawn().unwrap();
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
         let mut input = child.stdin.take().unwrap();
         let piece = vec![0; 1 << 20];
         for _ in 0..GIBIBYTE / piece.len() as u64 {

@@ -1,83 +1,10 @@
 //! Rows K1, K2: the same login, files and jobs, with pods of a real cluster. `scripts/test kubernetes` runs these.
 
-use mlad_tests::{Outcome, Site, eventually};
+use mlad_tests::{OnCluster, Outcome, eventually};
 use rustix::process::{Pid, Signal, kill_process};
-use std::{
-    fs,
-    ops::Deref,
-    path::{Path, PathBuf},
-    process::Command,
-    thread,
-    time::Duration,
-};
+use std::{fs, path::Path, thread, time::Duration};
 
 const LONG: Duration = Duration::from_secs(180);
-
-/// An installation whose containers are pods.
-struct OnCluster {
-    site: Site,
-    cluster: PathBuf,
-}
-
-impl OnCluster {
-    fn start() -> Self {
-        let path = |name: &str| PathBuf::from(std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set")));
-        let (cluster, kubeconfig) = (path("MLAD_TEST_CLUSTER"), path("MLAD_TEST_KUBECONFIG"));
-        let settings = format!(
-            "kubeconfig = '{}'\nagent_image = 'registry.invalid/mlad/agent:1'\ncpu_request_milli = 50\nschedule_seconds = 20\n\
-             volumes = [{{ folder = 'data', host_path = 'data' }}]",
-            kubeconfig.display()
-        );
-        let site = Site::builder()
-            .setting("kubernetes", &settings)
-            .setting("allocator", "node_name = 'localhost'")
-            .catalog(
-                "[[image]]\nname = 'base'\nreference = 'registry.invalid/mlad/base:1'\ndescription = 'the base'\n\
-                 [[image]]\nname = 'none'\nreference = 'registry.invalid/mlad/none:1'\ndescription = 'not there'\n",
-            )
-            .start();
-        Self { site, cluster }
-    }
-
-    fn kubectl(&self, arguments: &[&str]) -> Outcome {
-        let kubeconfig = self.cluster.join("admin.kubeconfig");
-        Outcome::of(Command::new("kubectl").arg("--kubeconfig").arg(kubeconfig).args(["-n", "mlad"]).args(arguments))
-    }
-
-    /// Names of its workloads that have a pod, sorted.
-    fn pods(&self) -> Vec<String> {
-        let of_it = format!("mlad.instance={}", self.instance());
-        let names = "jsonpath={range .items[*]}{.metadata.labels.mlad\\.workload}{\"\\n\"}{end}";
-        let mut names: Vec<String> = self
-            .kubectl(&["get", "pods", "-l", &of_it, "-o", names])
-            .success()
-            .text()
-            .lines()
-            .map(str::to_owned)
-            .collect();
-        names.sort();
-        names
-    }
-}
-
-impl Deref for OnCluster {
-    type Target = Site;
-
-    fn deref(&self) -> &Site {
-        &self.site
-    }
-}
-
-impl Drop for OnCluster {
-    fn drop(&mut self) {
-        let of_it = format!("mlad.instance={}", self.instance());
-        if std::thread::panicking() {
-            eprintln!("{}", self.kubectl(&["describe", "pods", "-l", &of_it]).text());
-        }
-        self.site.kill_gateway();
-        self.kubectl(&["delete", "pods,secrets", "-l", &of_it, "--grace-period=1"]);
-    }
-}
 
 #[test]
 fn a_login_a_file_and_a_job() {
@@ -135,8 +62,8 @@ fn a_killed_gateway_finds_its_pods_again() {
     alice.ssh(&format!("mlad submit --gpu 1g.5gb -- {command}")).success();
     let runs = site.data("home/alice/runs");
     eventually("the job runs", LONG, || fs::read_to_string(&runs).is_ok_and(|runs| runs == "1\n"));
-    site.site.kill_gateway();
-    site.site.start_gateway();
+    site.site_mut().kill_gateway();
+    site.site_mut().start_gateway();
     alice.ssh("ls /tmp/kept").success();
     alice.ssh("touch go").success();
     alice.ssh_inside("mlad wait 1").success();
@@ -186,7 +113,7 @@ fn while_the_api_server_is_away_sessions_go_on_and_logins_wait() {
     let mut session = alice.start(&[], &["echo begun; cat go; while [ ! -e go ]; do sleep 0.1; done; echo gone on"]);
     let lines = session.lines();
     assert_eq!(lines.next(LONG), "begun");
-    let halted = Halted::new(&site.cluster, "kube-apiserver");
+    let halted = Halted::new(site.cluster(), "kube-apiserver");
     assert_eq!(alice.ssh("touch go; echo another session").success().text(), "another session");
     assert_eq!(lines.next(LONG), "gone on");
     assert_eq!(session.ends(LONG), Some(0));
@@ -199,4 +126,47 @@ fn while_the_api_server_is_away_sessions_go_on_and_logins_wait() {
         drop(halted);
         assert_eq!(login.join().unwrap(), "in");
     });
+}
+
+#[test]
+fn what_the_cluster_takes_away_is_told_and_begins_anew() {
+    let site = OnCluster::with("ephemeral_storage_mib = 64");
+    let alice = site.person("alice");
+    let mut session = alice.start(&[], &["echo begun; head -c 100000000 /dev/zero > /tmp/much; sleep 1000"]);
+    assert_eq!(session.lines().next(LONG), "begun");
+    let job = "sh -c 'echo $MLAD_JOB_ATTEMPT >> runs; [ $(wc -l < runs) = 2 ] || head -c 100000000 /dev/zero > /tmp/much; while [ ! -e go ]; do sleep 0.2; done'";
+    alice.ssh(&format!("mlad submit --gpu 1g.5gb -- {job}")).success();
+    // The kubelet looks at its disks every ten seconds.
+    assert_ne!(session.ends(LONG), Some(0));
+    assert!(site.log().contains("it was taken away (Evicted: "), "the log says why");
+    let runs = site.data("home/alice/runs");
+    eventually("the job runs again", LONG, || fs::read_to_string(&runs).is_ok_and(|runs| runs == "1\n2\n"));
+    alice.ssh("touch go").success();
+    alice.ssh_inside("mlad wait 1").success();
+}
+
+#[test]
+fn a_node_that_is_cut_off_has_nothing_run_twice() {
+    let site = OnCluster::start();
+    let alice = site.person("alice");
+    let command = "sh -c 'echo $MLAD_JOB_ATTEMPT >> runs; while [ ! -e go ]; do sleep 0.2; done'";
+    alice.ssh(&format!("mlad submit --gpu 1g.5gb -- {command}")).success();
+    let runs = site.data("home/alice/runs");
+    eventually("the job runs", LONG, || fs::read_to_string(&runs).is_ok_and(|runs| runs == "1\n"));
+    let halted = Halted::new(site.cluster(), "kubelet");
+    // As the cluster does when a node has not been heard of for minutes.
+    site.kubectl(&["delete", "pod", &format!("{}-j-1-1", site.instance()), "--grace-period=1", "--wait=false"])
+        .success();
+    alice.ssh("mlad submit --gpu cpu -- true").success();
+    let state =
+        |id: usize| site.mlad_json(&["ps", "--user", "*", "--all"])["jobs"][id]["state"].as_str().map(str::to_owned);
+    eventually("the second job waits for the node", LONG, || {
+        (0..2).any(|job| state(job).as_deref() == Some("starting"))
+    });
+    assert_eq!(fs::read_to_string(&runs).unwrap(), "1\n", "nobody has said that the first attempt is gone");
+    assert_eq!(site.mlad_json(&["who"])["leases"].as_array().unwrap().len(), 2, "its slice is still taken");
+    drop(halted);
+    eventually("it runs again", LONG, || fs::read_to_string(&runs).is_ok_and(|runs| runs == "1\n2\n"));
+    alice.ssh("touch go").success();
+    alice.ssh_inside("mlad wait 1").success();
 }

@@ -423,6 +423,7 @@ fn state(state: &ContainerState) -> FoundState {
         _ => FoundState::Ended(Ended {
             exit_code: state.exit_code.unwrap_or(-1),
             out_of_memory: state.oom_killed.unwrap_or(false),
+            taken_away: None,
         }),
     }
 }
@@ -479,7 +480,7 @@ mod tests {
     }
 
     fn ended() -> FoundState {
-        FoundState::Ended(Ended { exit_code: 1, out_of_memory: false })
+        FoundState::Ended(Ended { exit_code: 1, out_of_memory: false, taken_away: None })
     }
 
     #[test]

@@ -85,6 +85,11 @@ fn value(config: &Config, settings: &Settings, spec: &WorkloadSpec) -> Result<Va
     let class = settings.gpu_runtime_class.as_ref().filter(|_| !spec.gpu_uuids.is_empty());
     set(&mut inner, "runtimeClassName", class);
     set(&mut inner, "priorityClassName", settings.priority_class.as_ref());
+    if settings.user_namespaces
+        && let Some(inner) = inner.as_object_mut()
+    {
+        inner.insert("hostUsers".to_owned(), json!(false));
+    }
     Ok(json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -291,7 +296,7 @@ mod tests {
         let text = format!(
             "data_directory = '/data'\nrun_directory = '/run/mlad'\ncatalog = '/c'\nagent_binary = '{}'\n\
              [container]\ngpu_binding = 'environment'\n\
-             [kubernetes]\nagent_image = 'agent:1'\npod_security = '{security}'\ngpu_runtime_class = 'nvidia'\n\
+             [kubernetes]\nagent_image = 'agent:1'\npod_security = '{security}'\nuser_namespaces = true\ngpu_runtime_class = 'nvidia'\n\
              image_pull_secrets = ['pull']\npriority_class = 'high'\nnode_selector = {{ pool = 'gpu' }}\n\
              tolerations = [{{ key = 'nvidia.com/gpu', operator = 'Exists', effect = 'NoSchedule' }}]\n\
              volumes = [{{ folder = '/data', claim = 'all' }}, {{ folder = '/data/home', host_path = '/nfs/home' }}]\n",
@@ -358,7 +363,10 @@ mod tests {
     #[test]
     fn under_the_restricted_standard_nothing_is_root() {
         let pod = described("restricted", &spec(&[]));
-        assert_eq!(pod["spec"]["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(
+            (&pod["spec"]["hostUsers"], &pod["spec"]["securityContext"]["runAsNonRoot"]),
+            (&json!(false), &json!(true))
+        );
         assert_eq!(pod["spec"]["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
         let containers = [&pod["spec"]["containers"], &pod["spec"]["initContainers"]];
         let containers: Vec<&Value> = containers.into_iter().flat_map(|list| list.as_array().unwrap()).collect();

@@ -91,12 +91,25 @@ fn container(pod: &Pod) -> Option<&ContainerStatus> {
 fn ended(pod: &Pod) -> Option<Ended> {
     if let Some(end) = container(pod).and_then(|container| container.state.as_ref()?.terminated.as_ref()) {
         let out_of_memory = end.reason.as_deref() == Some("OOMKilled");
-        return Some(Ended { exit_code: i64::from(end.exit_code), out_of_memory });
+        return Some(Ended { exit_code: i64::from(end.exit_code), out_of_memory, taken_away: taken_away(pod) });
     }
     // Evicted, or its node went: there may be no word of its container.
     let phase = pod.status.as_ref()?.phase.as_deref()?;
     let over = matches!(phase, "Failed" | "Succeeded") && init_failure(pod).is_none();
-    over.then_some(Ended { exit_code: if phase == "Failed" { KILLED } else { 0 }, out_of_memory: false })
+    let exit_code = if phase == "Failed" { KILLED } else { 0 };
+    over.then(|| Ended { exit_code, out_of_memory: false, taken_away: taken_away(pod) })
+}
+
+/// Why a pod was ended that did not end by itself: the cluster's words; or that it was deleted, as when a node is
+/// emptied. (What a gateway deletes, it does not look at any more.)
+fn taken_away(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let deleted = pod.metadata.deletion_timestamp.is_some();
+    let Some(reason) = &status.reason else { return deleted.then(|| "its pod was deleted".to_owned()) };
+    Some(match &status.message {
+        Some(message) => format!("{reason}: {}", message.trim_end_matches([' ', '.'])),
+        None => reason.clone(),
+    })
 }
 
 fn failed(pod: &Pod, workload: &str) -> Option<RuntimeError> {
@@ -193,17 +206,23 @@ mod tests {
             Standing::Ended(ended) => ended,
             other => panic!("{other:?}"),
         };
-        assert_eq!(end(json!({ "exitCode": 3 })), Ended { exit_code: 3, out_of_memory: false });
+        assert_eq!(end(json!({ "exitCode": 3 })), Ended { exit_code: 3, out_of_memory: false, taken_away: None });
         assert_eq!(
             end(json!({ "exitCode": 137, "reason": "OOMKilled" })),
-            Ended { exit_code: 137, out_of_memory: true }
+            Ended { exit_code: 137, out_of_memory: true, taken_away: None }
         );
+        let mut deleted = with_state(json!({ "terminated": { "exitCode": 143 } }));
+        deleted.metadata.deletion_timestamp = Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+        assert!(matches!(Standing::of(&deleted, "j-4-1"), Standing::Ended(Ended { taken_away: Some(_), .. })));
         let said = with_state(json!({ "terminated": { "exitCode": 4, "message": "{\"status\":4}" } }));
         assert_eq!(result(&said).unwrap().exit, mlad::channel::Exit::Status(4));
         let evicted =
             pod(json!({ "nodeName": "n", "containers": [] }), json!({ "phase": "Failed", "reason": "Evicted" }));
         assert!(matches!(Standing::of(&evicted, "j-4-1"), Standing::Ended(Ended { exit_code: KILLED, .. })));
         assert_eq!(result(&evicted), None);
+        assert!(
+            matches!(Standing::of(&evicted, "j-4-1"), Standing::Ended(Ended { taken_away: Some(why), .. }) if why == "Evicted")
+        );
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl World {
 
     /// A container ends by itself.
     pub(crate) fn end_container(&self, name: &str, exit_code: i64, out_of_memory: bool) {
-        let ended = FoundState::Ended(Ended { exit_code, out_of_memory });
+        let ended = FoundState::Ended(Ended { exit_code, out_of_memory, taken_away: None });
         self.lock().containers.get_mut(name).expect("it is there").state = ended;
         let _ = self.0.events.send(RuntimeEvent::Changed(name.to_owned()));
     }

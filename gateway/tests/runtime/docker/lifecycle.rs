@@ -182,7 +182,7 @@ async fn a_jobs_container_has_one_run_whatever_is_asked() {
     let mut spec = with_conduct(stage.spec("j-1-1").await, "finish");
     spec.agent.job = Some(stage::job(&["true"]));
     stage.start(&spec).await;
-    assert_eq!(ended(&stage, "j-1-1").await, Ended { exit_code: 0, out_of_memory: false });
+    assert_eq!(ended(&stage, "j-1-1").await, Ended { exit_code: 0, out_of_memory: false, taken_away: None });
     assert_eq!(stage.docker.result("j-1-1").await.unwrap().unwrap().exit, Exit::Status(4));
     let started = |stage: &Stage| stage.cli(&["inspect", "-f", "{{.State.StartedAt}}", &stage.container("j-1-1")]);
     let first = started(&stage);
@@ -222,10 +222,10 @@ async fn how_it_ended_is_told_and_memory_has_its_own_word() {
     for (name, command, exit_code, out_of_memory) in [("w-1-1", "exit 9", 9, false), ("w-2-1", "eat", 137, true)] {
         stage.start(&stage.spec(name).await).await;
         assert_eq!(stage.tell(name, command).await, "");
-        ended_as(&stage, name, Ended { exit_code, out_of_memory }).await;
+        ended_as(&stage, name, Ended { exit_code, out_of_memory, taken_away: None }).await;
         let listed = stage.docker.list().await.unwrap();
         let found = listed.into_iter().find(|found| found.name == name).unwrap();
-        assert_eq!(found.state, FoundState::Ended(Ended { exit_code, out_of_memory }));
+        assert_eq!(found.state, FoundState::Ended(Ended { exit_code, out_of_memory, taken_away: None }));
         assert!(matches!(stage.docker.connect(name).await, Err(RuntimeError::Gone(_))));
     }
 }
