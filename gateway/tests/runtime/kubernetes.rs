@@ -4,10 +4,9 @@ use crate::{
     conformance::{Ground, conforms},
     stage::{self, IMAGE, run},
 };
-use mlad::channel::AgentConfig;
 use mlad_gateway::{
     config::Config,
-    runtime::{Kubernetes, Mount, Runtime as _, WorkloadSpec},
+    runtime::{Kubernetes, Mount, Runtime as _},
 };
 use std::{
     os::unix::fs::chown,
@@ -40,27 +39,9 @@ async fn conforms_with(security: &str, guarded: bool) {
     let runtime = Kubernetes::connect(&config, config.kubernetes.as_ref().unwrap()).await.unwrap();
     let image = format!("registry.invalid/{IMAGE}");
     let pinned = within_a_minute(async || runtime.image_present(&image).await.unwrap()).await;
-    let spec = WorkloadSpec {
-        name: "w-1-1".into(),
-        fence: 1,
-        image: pinned,
-        hostname: "stage".into(),
-        agent: AgentConfig {
-            workload: "w-1-1".into(),
-            user: "alice".into(),
-            uid: 20000,
-            gid: 20000,
-            home: "/home/alice".into(),
-            environment: Default::default(),
-            job: None,
-            network: None,
-        },
-        mounts: vec![Mount { source: home.clone(), target: "/home/alice".into(), read_only: false }],
-        gpu_uuids: vec![],
-        node: Some("localhost".into()),
-        memory_mib: 64,
-        cpu_milli: 1000,
-    };
+    let mut spec = stage::alices("w-1-1", pinned);
+    spec.mounts = vec![Mount { source: home.clone(), target: "/home/alice".into(), read_only: false }];
+    spec.node = Some("localhost".into());
     let no_image = "registry.invalid/mlad-test/none:1";
     conforms(&Ground { runtime: &runtime, spec, home: &home, image: &image, no_image, guarded }).await;
 }

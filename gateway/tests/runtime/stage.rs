@@ -85,27 +85,7 @@ impl Stage {
     /// A workload of the tests' image.
     pub(crate) async fn spec(&self, name: &str) -> WorkloadSpec {
         let image = self.docker.image_present(IMAGE).await.unwrap().unwrap();
-        WorkloadSpec {
-            name: name.into(),
-            fence: 1,
-            image,
-            hostname: "stage".into(),
-            agent: AgentConfig {
-                workload: name.into(),
-                user: "alice".into(),
-                uid: 20000,
-                gid: 20000,
-                home: "/home/alice".into(),
-                environment: Default::default(),
-                job: None,
-                network: None,
-            },
-            mounts: vec![],
-            gpu_uuids: vec![],
-            node: None,
-            memory_mib: 64,
-            cpu_milli: 1000,
-        }
+        alices(name, image)
     }
 
     pub(crate) async fn start(&self, spec: &WorkloadSpec) {
@@ -198,6 +178,31 @@ pub(crate) async fn tell(stream: UnixStream, command: &str) -> String {
     let mut answer = String::new();
     BufReader::new(read).read_line(&mut answer).await.unwrap_or(0);
     answer.trim_end().to_owned()
+}
+
+/// A workspace of alice, of an image by its pinned reference.
+pub(crate) fn alices(name: &str, image: String) -> WorkloadSpec {
+    WorkloadSpec {
+        name: name.into(),
+        fence: 1,
+        image,
+        hostname: "stage".into(),
+        agent: AgentConfig {
+            workload: name.into(),
+            user: "alice".into(),
+            uid: 20000,
+            gid: 20000,
+            home: "/home/alice".into(),
+            environment: Default::default(),
+            job: None,
+            network: None,
+        },
+        mounts: vec![],
+        gpu_uuids: vec![],
+        node: None,
+        memory_mib: 64,
+        cpu_milli: 1000,
+    }
 }
 
 /// A job in a specification.

@@ -2,7 +2,7 @@
 
 use super::{
     super::{FoundState, RuntimeError, StartProgress, WorkloadSpec, check_name},
-    Kubernetes, answered, pod,
+    ApiError, Kubernetes, answered, pod,
     standing::{self, Standing},
 };
 use futures::StreamExt as _;
@@ -111,14 +111,16 @@ impl Kubernetes {
         let secret = self.secret(spec).map_err(|error| refused(error.to_string()))?;
         let wanted = pod::pod(&self.config, &self.settings, spec).map_err(|error| refused(error.to_string()))?;
         let name = self.name(&spec.name);
+        let wrong = |error: ApiError| {
+            // A quota, a policy, a class that is not there, more than it keeps: the cluster's words say which.
+            if error.is_final() { refused(format!("the cluster refuses its pod: {error}")) } else { error.into() }
+        };
         let ours = PatchParams::apply(MANAGER).force();
-        answered(self.secrets.patch(&name, &ours, &Patch::Apply(&secret))).await?;
+        answered(self.secrets.patch(&name, &ours, &Patch::Apply(&secret))).await.map_err(wrong)?;
         let made = match answered(self.pods.create(&PostParams::default(), &wanted)).await {
             Ok(made) => made,
             Err(error) if error.is_conflict() => return Ok(()),
-            // A quota, a policy, a class that is not there: the cluster's words say which.
-            Err(error) if error.is_final() => return Err(refused(format!("the cluster refuses its pod: {error}"))),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(wrong(error)),
         };
         self.tie(&name, &made).await;
         Ok(())

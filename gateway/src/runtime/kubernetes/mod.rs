@@ -223,7 +223,7 @@ impl ApiError {
 
     /// Whether asking again would get the same answer: what is asked for is wrong, or not allowed.
     fn is_final(&self) -> bool {
-        matches!(self, Self::Refused { code: 400 | 403 | 404 | 422, .. })
+        matches!(self, Self::Refused { code: 400 | 403 | 404 | 413 | 422, .. })
     }
 }
 

@@ -12,7 +12,7 @@ pub(super) const INSTANCE: &str = "mlad.instance";
 pub(super) const WORKLOAD: &str = "mlad.workload";
 /// Label: the fence of its lease.
 pub(super) const FENCE: &str = "mlad.fence";
-/// Label: whose it is.
+/// Annotation: whose it is. (A login name need not be a label's value.)
 const USER: &str = "mlad.user";
 /// The container that the user is in.
 pub(super) const CONTAINER: &str = "workload";
@@ -30,6 +30,8 @@ const ACCOUNTS: &str = "/opt/mlad-accounts";
 const TERMINATION_LOG: &str = "/dev/termination-log";
 /// What the agent may do as root: become the user, end their processes, and make files that are theirs.
 const CAPABILITIES: [&str; 6] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID"];
+/// Longest time that a pod takes to end, in seconds.
+const MAX_GRACE: u64 = 300;
 /// Longest host name (RFC 1035).
 const MAX_HOSTNAME: usize = 63;
 
@@ -96,8 +98,8 @@ fn value(config: &Config, settings: &Settings, spec: &WorkloadSpec) -> Result<Va
         "metadata": {
             "name": name(&config.instance, &spec.name),
             "labels": labels(config, spec),
-            // The kubelet's own users need none of it; an autoscaler must not move somebody's terminal.
-            "annotations": { "cluster-autoscaler.kubernetes.io/safe-to-evict": "false" },
+            // An autoscaler must not move somebody's terminal.
+            "annotations": { USER: spec.agent.user, "cluster-autoscaler.kubernetes.io/safe-to-evict": "false" },
         },
         "spec": inner,
     }))
@@ -110,12 +112,13 @@ fn set(object: &mut Value, key: &str, value: Option<&String>) {
 }
 
 fn labels(config: &Config, spec: &WorkloadSpec) -> Value {
-    json!({ INSTANCE: config.instance, WORKLOAD: spec.name, FENCE: spec.fence.to_string(), USER: spec.agent.user })
+    json!({ INSTANCE: config.instance, WORKLOAD: spec.name, FENCE: spec.fence.to_string() })
 }
 
-/// Seconds between SIGTERM and SIGKILL when nobody says otherwise (a drained node).
+/// Seconds between SIGTERM and SIGKILL when nobody says otherwise. Nobody who empties a node waits for longer, though a
+/// job that has notice of its end may have a day.
 fn grace(spec: &WorkloadSpec) -> u64 {
-    spec.agent.job.as_ref().map_or(10, |job| job.grace_seconds.saturating_add(5))
+    spec.agent.job.as_ref().map_or(10, |job| job.grace_seconds.saturating_add(5).min(MAX_GRACE))
 }
 
 fn pod_security(spec: &WorkloadSpec, restricted: bool) -> Value {
@@ -428,6 +431,10 @@ mod tests {
             artifacts: "/a".into(),
             grace_seconds: 30,
         });
-        assert_eq!(described("restricted", &spec)["spec"]["terminationGracePeriodSeconds"], 35);
+        let grace =
+            |spec: &WorkloadSpec| described("restricted", spec)["spec"]["terminationGracePeriodSeconds"].clone();
+        assert_eq!(grace(&spec), 35);
+        spec.agent.job.as_mut().unwrap().grace_seconds = 86_400;
+        assert_eq!(grace(&spec), 300, "a node has to be emptied some time");
     }
 }
