@@ -5,7 +5,7 @@
 # the images of the tests and the rights of a gateway. Sets MLAD_TEST_CLUSTER and MLAD_TEST_KUBECONFIG.
 cluster_start() {
   local folder=$1 reference
-  require kubectl=kubernetes-client openssl=openssl ip=iproute2 curl=curl python3=python3
+  require kubectl=kubernetes-client openssl=openssl ip=iproute2 curl=curl python3=python3 strip=binutils
   export ROOT=$cluster_cache/root BIN=$cluster_cache/bin RUN=$folder
   cluster_programs
   say "starting a Kubernetes (logs: $folder/log)"
@@ -24,15 +24,16 @@ cluster_start() {
 
 # The programs of the cluster, in the cache. What is half-made never gets its name.
 cluster_programs() {
-  cluster_stamp=$(cat "$root/tests/cluster/"{get-deps.sh,make-k8s.sh,k8sall-main.go} | sha256sum | cut -c1-16)
-  [[ $(cat "$cluster_cache/made" 2>/dev/null) != "$cluster_stamp" ]] || return 0
+  local stamp
+  stamp=$(cat "$root/tests/cluster/"{get-deps.sh,make-k8s.sh,k8sall-main.go} | sha256sum | cut -c1-16)
+  [[ $(cat "$cluster_cache/made" 2>/dev/null) != "$stamp" ]] || return 0
   say "compiling Kubernetes, once (2 to 6 minutes; log: $cluster_cache/log)"
   rm -rf "$cluster_cache"
   mkdir -p "$cluster_cache"
   { "$root/tests/cluster/get-deps.sh" "$ROOT" && "$root/tests/cluster/make-k8s.sh" "$cluster_cache/work" "$BIN"; } \
     >"$cluster_cache/log" 2>&1 || fail "Kubernetes cannot be made (all it said: $cluster_cache/log)"
   rm -rf "$cluster_cache/work"
-  echo "$cluster_stamp" >"$cluster_cache/made"
+  echo "$stamp" >"$cluster_cache/made"
 }
 
 # A kubeconfig with the rights of a gateway and no others, as config/kubernetes gives them.
@@ -44,8 +45,7 @@ cluster_gateway() {
   token=$("${admin[@]}" -n mlad-system get secret "$secret" -o 'jsonpath={.data.token}' | base64 -d)
   (
     umask 077
-    sed -e "s/client-certificate-data: .*/token: $token}}]/" -e 's/name: admin, user: {/name: admin, user: {/' \
-      "$folder/admin.kubeconfig" >"$folder/gateway.kubeconfig"
+    sed "s/client-certificate-data: .*/token: $token}}]/" "$folder/admin.kubeconfig" >"$folder/gateway.kubeconfig"
   )
 }
 

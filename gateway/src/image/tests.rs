@@ -32,9 +32,6 @@ impl Runtime for Images {
     fn events(&self) -> BoxStream<'static, RuntimeEvent> {
         futures::stream::pending().boxed()
     }
-    fn passes_descriptors(&self) -> bool {
-        true
-    }
     async fn connect(&self, name: &str) -> Result<UnixStream, RuntimeError> {
         Err(RuntimeError::Gone(name.into()))
     }

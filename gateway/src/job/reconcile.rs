@@ -311,14 +311,12 @@ impl Controller {
         let out_of_memory = (ended.out_of_memory || result.as_ref().is_some_and(|result| result.out_of_memory))
             .then(|| format!("the {memory} MiB of memory of its container were used up; ask for more with --memory"));
         let overdue = job.life.reason == Some(JobReason::TimeLimit);
-        let taken_away = ended.taken_away.as_deref().filter(|_| !overdue);
+        // What was taken away has not failed; what had ended before that has ended.
+        let by_itself = matches!(result, Some(JobResult { exit: Exit::Status(_), .. }));
+        if let Some(why) = ended.taken_away.as_ref().filter(|_| !overdue && !by_itself) {
+            return self.fault(job, format!("its container was taken away ({why})")).await;
+        }
         let next = match (result, ended.exit_code) {
-            // What was taken away has not failed; what had ended before that has ended.
-            (Some(JobResult { exit: Exit::Signal { .. }, .. }) | None, _) if taken_away.is_some() => {
-                return self
-                    .fault(job, format!("its container was taken away ({})", taken_away.unwrap_or_default()))
-                    .await;
-            }
             (Some(result), _) => job.life.ended(&result.exit, out_of_memory)?,
             (None, _) if out_of_memory.is_some() || overdue => job.life.killed(out_of_memory)?,
             // The agent ends as its command did, and never with 0 of its own.

@@ -3,9 +3,9 @@
 //! A runtime knows workloads by name and nothing of users' wishes; every verb can be repeated.
 
 mod docker;
-mod gpu;
 mod kubernetes;
 mod turns;
+mod workload;
 
 pub use docker::Docker;
 pub use kubernetes::Kubernetes;
@@ -200,7 +200,9 @@ pub trait Runtime: Send + Sync + 'static {
     fn events(&self) -> BoxStream<'static, RuntimeEvent>;
 
     /// Whether descriptors reach the agent over [`Runtime::connect`]'s connections: it is on this machine.
-    fn passes_descriptors(&self) -> bool;
+    fn passes_descriptors(&self) -> bool {
+        true
+    }
 
     /// A new connection to the agent of a running workload.
     ///
@@ -232,17 +234,6 @@ pub trait WorkloadObserver: Send + Sync + 'static {
 
     /// It cannot any more. Repeatable.
     fn gone(&self, workload: &str);
-}
-
-/// What is left of a name when everything a host name cannot have is a hyphen, of at most `longest` characters.
-fn hostname(wish: &str, longest: usize) -> String {
-    let name: String = wish
-        .chars()
-        .map(|letter| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '-' })
-        .take(longest)
-        .collect();
-    let name = name.trim_matches('-');
-    if name.is_empty() { "workspace".to_owned() } else { name.to_owned() }
 }
 
 /// Names become parts of paths and of addresses.

@@ -107,9 +107,6 @@ impl Runtime for FakeRuntime {
         stream::once(async { RuntimeEvent::Resync }).chain(news).boxed()
     }
 
-    fn passes_descriptors(&self) -> bool {
-        true
-    }
     async fn connect(&self, name: &str) -> Result<UnixStream, RuntimeError> {
         Err(RuntimeError::Gone(name.into()))
     }

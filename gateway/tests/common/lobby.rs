@@ -108,9 +108,6 @@ impl Runtime for House {
         stream::once(async { RuntimeEvent::Resync }).chain(stream::pending()).boxed()
     }
 
-    fn passes_descriptors(&self) -> bool {
-        true
-    }
     async fn connect(&self, _: &str) -> Result<UnixStream, RuntimeError> {
         UnixStream::connect(&self.agent).await.map_err(|error| RuntimeError::Gone(error.to_string()))
     }

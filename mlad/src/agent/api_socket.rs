@@ -2,7 +2,7 @@
 //! connection. While there is none it waits a while, and is then told so in HTTP.
 
 use super::{
-    incoming::{self, ACCEPT_PAUSE},
+    incoming::{self, accept_each},
     limits,
     server::Shared,
 };
@@ -64,28 +64,20 @@ pub(super) async fn control(mut connection: Connection, shared: &Shared) -> io::
 
 /// Takes connections to the API socket for as long as the agent lives.
 pub(super) async fn accept(listener: UnixListener, shared: &Arc<Shared>) {
-    let connections = Arc::new(Semaphore::new(limits::API_CONNECTIONS));
-    loop {
-        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                // Here and not in the task, so that those who came first wait and not those who run first.
-                let place = Arc::clone(&shared.gateway.waiting).try_acquire_owned().ok();
-                let task = Arc::clone(shared);
-                shared.spawn(async move {
-                    let _permit = permit;
-                    match place {
-                        Some(place) => hand_over(stream, place, &task).await,
-                        None => answer(stream, "too many connections wait for the gateway").await,
-                    }
-                });
+    let accept = async || listener.accept().await.map(|(stream, _)| stream);
+    let serve = |stream, permit| {
+        // Here and not in the task, so that those who came first wait and not those who run first.
+        let place = Arc::clone(&shared.gateway.waiting).try_acquire_owned().ok();
+        let task = Arc::clone(shared);
+        shared.spawn(async move {
+            let _permit = permit;
+            match place {
+                Some(place) => hand_over(stream, place, &task).await,
+                None => answer(stream, "too many connections wait for the gateway").await,
             }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept on the API socket; trying again");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
+        });
+    };
+    accept_each(limits::API_CONNECTIONS, "the API socket", accept, serve).await;
 }
 
 async fn hand_over(stream: UnixStream, place: OwnedSemaphorePermit, shared: &Shared) -> io::Result<()> {

@@ -6,12 +6,33 @@ use crate::channel::Frame;
 use std::{io, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
 use tokio_util::sync::CancellationToken;
 
 /// After accept failed for want of descriptors or memory: how long until the next try.
-pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Takes connections for as long as the agent lives, at most so many at once: each has its place until `serve` or what it
+/// starts lets go of that. `on` is for the log.
+pub(super) async fn accept_each<S>(
+    most: usize,
+    on: &str,
+    mut accept: impl AsyncFnMut() -> io::Result<S>,
+    mut serve: impl FnMut(S, OwnedSemaphorePermit),
+) {
+    let places = Arc::new(Semaphore::new(most));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        match accept().await {
+            Ok(stream) => serve(stream, place),
+            Err(error) => {
+                tracing::warn!(%error, on, "cannot accept; trying again");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
 
 /// Where connections come from.
 #[derive(Debug)]

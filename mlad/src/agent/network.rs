@@ -6,7 +6,7 @@
 
 use super::{
     AgentError,
-    incoming::ACCEPT_PAUSE,
+    incoming::accept_each,
     limits,
     server::{Shared, open},
 };
@@ -14,7 +14,7 @@ use crate::channel::{AgentNetwork, Line, relay};
 use std::{io, sync::Arc};
 use tokio::{
     net::{TcpListener, TcpStream, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::OwnedSemaphorePermit,
 };
 use tokio_rustls::{
     TlsAcceptor,
@@ -46,20 +46,12 @@ impl Door {
 
     /// Takes connections for as long as the agent lives.
     pub(super) async fn accept(self, shared: &Arc<Shared>) {
-        let connections = Arc::new(Semaphore::new(limits::CONNECTIONS));
-        loop {
-            let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    let (task, acceptor) = (Arc::clone(shared), self.acceptor.clone());
-                    shared.spawn(async move { serve(stream, acceptor, &task, permit).await });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept; trying again");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
+        let accept = async || self.listener.accept().await.map(|(stream, _)| stream);
+        let serve = |stream, permit| {
+            let (task, acceptor) = (Arc::clone(shared), self.acceptor.clone());
+            shared.spawn(async move { serve(stream, acceptor, &task, permit).await });
+        };
+        accept_each(limits::CONNECTIONS, "the network", accept, serve).await;
     }
 }
 

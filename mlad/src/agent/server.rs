@@ -5,7 +5,7 @@ use super::{
     account::{self, User},
     api_socket::{self, Gateway},
     forward,
-    incoming::ACCEPT_PAUSE,
+    incoming::accept_each,
     job, limits,
     network::Door,
     process::Ending,
@@ -221,20 +221,12 @@ async fn end(shared: &Shared) {
 }
 
 async fn accept(listener: UnixListener, shared: &Arc<Shared>) {
-    let connections = Arc::new(Semaphore::new(limits::CONNECTIONS));
-    loop {
-        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let task = Arc::clone(shared);
-                shared.spawn(async move { open(stream, &task, permit).await });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept; trying again");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
+    let accept = async || listener.accept().await.map(|(stream, _)| stream);
+    let serve = |stream, permit| {
+        let task = Arc::clone(shared);
+        shared.spawn(async move { open(stream, &task, permit).await });
+    };
+    accept_each(limits::CONNECTIONS, "the agent's socket", accept, serve).await;
 }
 
 /// Serves one connection to its end.

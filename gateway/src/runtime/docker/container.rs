@@ -1,36 +1,25 @@
 //! What a container is to be, in the engine's words. Pure.
 
-use super::super::{Mount, WorkloadSpec, gpu::environment as gpu_environment};
+use super::super::{
+    Mount, WorkloadSpec,
+    workload::{
+        CAPABILITIES, LABEL_FENCE, LABEL_INSTANCE, LABEL_USER, LABEL_WORKLOAD, PROGRAM, gpu_environment, hostname,
+    },
+};
 use crate::config::{Container as Settings, GpuBinding};
 use bollard::models::{
     ContainerCreateBody, DeviceRequest, HealthConfig, HostConfig, HostConfigLogConfig, Mount as EngineMount,
     MountBindOptions, MountBindOptionsPropagationEnum, MountTmpfsOptions, MountType, ResourcesUlimits, RestartPolicy,
     RestartPolicyNameEnum,
 };
-use mlad::channel::AgentConfig;
 use std::{collections::HashMap, net::IpAddr, path::Path};
 
-/// Label: the gateway's instance.
-pub(super) const LABEL_INSTANCE: &str = "mlad.instance";
-/// Label: the workload's name.
-pub(super) const LABEL_WORKLOAD: &str = "mlad.workload";
-/// Label: the fence of its lease.
-pub(super) const LABEL_FENCE: &str = "mlad.fence";
-/// Label: whose it is.
-pub(super) const LABEL_USER: &str = "mlad.user";
-
-/// Where the agent's binary is, inside.
-const AGENT: &str = "/usr/local/bin/mlad";
 /// Where the run folder is, inside.
 const RUN_FOLDER: &str = "/run/mlad/agent";
-/// What the agent may do as root: become the user, end their processes, and make files that are theirs.
-const CAPABILITIES: [&str; 6] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID"];
 /// Open files of a process. Not above what an engine without CAP_SYS_RESOURCE commonly has itself.
 const OPEN_FILES: i64 = 16_384;
 /// Bytes of `/run/mlad`: sockets and little else.
 const RUN_BYTES: i64 = 1 << 20;
-/// Longest host name (RFC 1035).
-const MAX_HOSTNAME: usize = 63;
 const MIB: u64 = 1 << 20;
 
 /// The world a container comes into.
@@ -50,10 +39,10 @@ pub(super) struct Place<'a> {
 /// The container of a workload.
 pub(super) fn body(spec: &WorkloadSpec, place: &Place<'_>) -> ContainerCreateBody {
     ContainerCreateBody {
-        hostname: Some(super::super::hostname(&spec.hostname, MAX_HOSTNAME)),
+        hostname: Some(hostname(&spec.hostname)),
         user: Some("0:0".to_owned()),
         image: Some(spec.image.clone()),
-        entrypoint: Some(vec![AGENT.to_owned(), "agent".to_owned()]),
+        entrypoint: Some(vec![PROGRAM.to_owned(), "agent".to_owned()]),
         cmd: Some(Vec::new()),
         working_dir: Some("/".to_owned()),
         env: Some(
@@ -76,13 +65,6 @@ pub(super) fn body(spec: &WorkloadSpec, place: &Place<'_>) -> ContainerCreateBod
         host_config: Some(host_config(spec, place)),
         ..ContainerCreateBody::default()
     }
-}
-
-/// What the agent is told: the wish, and which devices its processes see.
-pub(super) fn agent_config(spec: &WorkloadSpec, binding: GpuBinding) -> AgentConfig {
-    let mut config = spec.agent.clone();
-    config.environment.extend(gpu_environment(&spec.gpu_uuids, binding).into_iter().map(|(k, v)| (k.to_owned(), v)));
-    config
 }
 
 fn host_config(spec: &WorkloadSpec, place: &Place<'_>) -> HostConfig {
@@ -135,7 +117,7 @@ fn mounts(spec: &WorkloadSpec, place: &Place<'_>) -> Vec<EngineMount> {
         }),
         ..EngineMount::default()
     };
-    let agent = Mount { source: place.agent_binary.into(), target: AGENT.into(), read_only: true };
+    let agent = Mount { source: place.agent_binary.into(), target: PROGRAM.into(), read_only: true };
     let folder = Mount { source: place.run_folder.into(), target: RUN_FOLDER.into(), read_only: false };
     std::iter::once(run).chain([&agent, &folder].into_iter().chain(&spec.mounts).map(bind)).collect()
 }
@@ -190,12 +172,9 @@ fn bytes(mib: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::super::hostname as host_name, *};
+    use super::{super::super::workload::agent_config, *};
+    use mlad::channel::AgentConfig;
     use std::collections::BTreeMap;
-
-    fn hostname(wish: &str) -> String {
-        host_name(wish, MAX_HOSTNAME)
-    }
 
     fn spec(gpu_uuids: &[&str]) -> WorkloadSpec {
         WorkloadSpec {

@@ -1,8 +1,10 @@
 //! News of the engine about our containers, without end.
 
 use super::{
-    super::RuntimeEvent,
-    container::{LABEL_INSTANCE, LABEL_WORKLOAD},
+    super::{
+        RuntimeEvent,
+        workload::{LABEL_INSTANCE, LABEL_WORKLOAD},
+    },
     engine::{Engine, EngineError, QUESTION},
 };
 use bollard::{models::EventMessage, query_parameters::EventsOptionsBuilder};

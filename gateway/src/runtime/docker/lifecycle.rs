@@ -1,10 +1,13 @@
 //! The life of one container: made, started, reached, ended, removed.
 
 use super::{
-    super::{Ended, Found, FoundState, RuntimeError, StartProgress, WorkloadSpec, check_name},
+    super::{
+        Ended, Found, FoundState, RuntimeError, StartProgress, WorkloadSpec, check_name,
+        workload::{LABEL_FENCE, LABEL_INSTANCE, LABEL_WORKLOAD, agent_config},
+    },
     Docker,
     agent::Arrival,
-    container::{self, LABEL_FENCE, LABEL_INSTANCE, LABEL_WORKLOAD, Place},
+    container::{self, Place},
     engine::{CHANGE, EngineError, QUESTION},
     network,
     run_folder::RunFolder,
@@ -154,7 +157,7 @@ impl Docker {
 
     async fn make_folder(&self, spec: &WorkloadSpec) -> Result<RunFolder, RuntimeError> {
         let (folders, name) = (self.folders.clone(), spec.name.clone());
-        let config = container::agent_config(spec, self.config.container.gpu_binding);
+        let config = agent_config(spec, self.config.container.gpu_binding);
         blocking(move || folders.make(&name, &config)).await.map_err(|error| RuntimeError::Start {
             name: spec.name.clone(),
             reason: format!("its run folder cannot be made: {error}"),

@@ -19,8 +19,11 @@ mod lifecycle;
 mod network;
 mod run_folder;
 
-use super::turns::Turns;
-use super::{Found, FoundState, Runtime, RuntimeError, RuntimeEvent, StartProgress, WorkloadSpec, check_name};
+use super::{
+    Found, FoundState, Runtime, RuntimeError, RuntimeEvent, StartProgress, WorkloadSpec, check_name,
+    turns::Turns,
+    workload::{LABEL_INSTANCE, LABEL_WORKLOAD},
+};
 use crate::config::{Config, Firewall as FirewallPolicy};
 use async_trait::async_trait;
 use bollard::{
@@ -28,7 +31,6 @@ use bollard::{
     query_parameters::ListContainersOptionsBuilder,
 };
 use cdi::Cdi;
-use container::{LABEL_INSTANCE, LABEL_WORKLOAD};
 use engine::{Engine, QUESTION};
 use firewall::Firewall;
 use futures::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
@@ -204,10 +206,6 @@ impl Runtime for Docker {
 
     fn events(&self) -> BoxStream<'static, RuntimeEvent> {
         events::events(Arc::clone(&self.engine), self.config.instance.clone())
-    }
-
-    fn passes_descriptors(&self) -> bool {
-        true
     }
 
     async fn connect(&self, name: &str) -> Result<UnixStream, RuntimeError> {

@@ -1,8 +1,7 @@
 //! The network of the containers: one bridge of our own, and the name servers that are asked from it.
 
 use super::{
-    super::RuntimeError,
-    container::LABEL_INSTANCE,
+    super::{RuntimeError, workload::LABEL_INSTANCE},
     engine::{CHANGE, Engine, EngineError, QUESTION},
 };
 use crate::config::Config;

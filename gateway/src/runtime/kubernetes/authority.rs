@@ -1,7 +1,7 @@
 //! Who may speak to whose agent: an authority of this instance, kept as a secret of the cluster so that several
 //! gateways share it, and certificates for every pod made by it.
 
-use super::super::RuntimeError;
+use super::super::{RuntimeError, workload::LABEL_INSTANCE};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{Api, api::PostParams};
 use mlad::channel::AgentNetwork;
@@ -104,7 +104,7 @@ fn secret(name: &str, instance: &str) -> Result<Secret, rcgen::Error> {
         ..Secret::default()
     };
     secret.metadata.name = Some(name.to_owned());
-    secret.metadata.labels = Some(BTreeMap::from([(super::pod::INSTANCE.to_owned(), instance.to_owned())]));
+    secret.metadata.labels = Some(BTreeMap::from([(LABEL_INSTANCE.to_owned(), instance.to_owned())]));
     Ok(secret)
 }
 

@@ -1,11 +1,11 @@
 //! The life of one pod: made, reached, ended, removed.
 
 use super::{
-    super::{FoundState, RuntimeError, StartProgress, WorkloadSpec, check_name},
+    super::{FoundState, RuntimeError, StartProgress, WorkloadSpec, check_name, workload::agent_config},
     ApiError, Kubernetes, answered, pod,
     standing::{self, Standing},
 };
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
@@ -14,9 +14,10 @@ use kube::{
 use mlad::channel::{Connection, Frame, Line, Open, relay};
 use serde_json::json;
 use std::{
+    collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::PoisonError,
+    sync::{MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{
@@ -53,6 +54,16 @@ impl Kubernetes {
         pod::name(&self.config.instance, workload)
     }
 
+    /// News of one pod, without end.
+    fn watch(&self, name: &str) -> impl Stream<Item = watcher::Result<watcher::Event<Pod>>> + use<> {
+        let settings = watcher::Config::default().fields(&format!("metadata.name={name}"));
+        watcher(self.pods.clone(), settings).default_backoff()
+    }
+
+    fn addresses(&self) -> MutexGuard<'_, HashMap<String, SocketAddr>> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) async fn start_workload(
         &self,
         spec: &WorkloadSpec,
@@ -60,22 +71,23 @@ impl Kubernetes {
     ) -> Result<(), RuntimeError> {
         let _turn = self.turns.take(&spec.name).await;
         let job = spec.agent.job.is_some();
+        let mut there = false;
         if let Some(pod) = self.pod(&spec.name).await? {
             match standing::found(&pod, &self.config.instance) {
-                None => {
-                    let reason = "a pod that is not ours has its name".to_owned();
-                    return Err(RuntimeError::Start { name: spec.name.clone(), reason });
-                }
+                None => return Err(foreign(&spec.name)),
                 Some(found) if found.fence > spec.fence => {
                     let reason = format!("a pod of a later lease (fence {}) has its name", found.fence);
                     return Err(RuntimeError::Start { name: spec.name.clone(), reason });
                 }
                 Some(found) if job && matches!(found.state, FoundState::Ended(_)) => return Ok(()),
-                Some(found) if found.fence == spec.fence && !matches!(found.state, FoundState::Ended(_)) => {}
+                Some(found) if found.fence == spec.fence && !matches!(found.state, FoundState::Ended(_)) => {
+                    there = true
+                }
                 Some(_) => self.remove_workload(&spec.name, Duration::ZERO).await?,
             }
         }
-        let reached = match self.make(spec, progress).await {
+        let made = if there { Ok(()) } else { self.make(spec, progress).await };
+        let reached = match made {
             Ok(()) => self.reach(spec, progress).await,
             Err(error) => Err(error),
         };
@@ -83,7 +95,7 @@ impl Kubernetes {
             Ok(Reached::Listens) => Ok(()),
             Ok(Reached::Ended) if job => Ok(()),
             Ok(Reached::Ended) => {
-                let reason = "its agent ended at once; `kubectl logs` of its pod tells why".to_owned();
+                let reason = "its container ended before its agent answered".to_owned();
                 self.undo(spec, RuntimeError::Start { name: spec.name.clone(), reason }).await
             }
             Err(error @ RuntimeError::Unavailable(_)) => Err(error),
@@ -97,16 +109,13 @@ impl Kubernetes {
         Err(error)
     }
 
-    /// Makes secret and pod, unless they are there.
+    /// Makes secret and pod.
     async fn make(
         &self,
         spec: &WorkloadSpec,
         progress: &(dyn Fn(StartProgress) + Send + Sync),
     ) -> Result<(), RuntimeError> {
         let refused = |reason: String| RuntimeError::Start { name: spec.name.clone(), reason };
-        if self.pod(&spec.name).await?.is_some() {
-            return Ok(());
-        }
         progress(StartProgress::Creating);
         let secret = self.secret(spec).map_err(|error| refused(error.to_string()))?;
         let wanted = pod::pod(&self.config, &self.settings, spec).map_err(|error| refused(error.to_string()))?;
@@ -127,12 +136,9 @@ impl Kubernetes {
     }
 
     fn secret(&self, spec: &WorkloadSpec) -> Result<Secret, Box<dyn std::error::Error + Send + Sync>> {
-        let mut spec = spec.clone();
-        // IPv6's any takes IPv4 too, where there is IPv6.
+        let mut spec = WorkloadSpec { agent: agent_config(spec, self.config.container.gpu_binding), ..spec.clone() };
         let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), self.settings.agent_port);
         spec.agent.network = Some(self.authority.network(&spec.name, listen)?);
-        let gpu = super::super::gpu::environment(&spec.gpu_uuids, self.config.container.gpu_binding);
-        spec.agent.environment.extend(gpu.into_iter().map(|(name, value)| (name.to_owned(), value)));
         Ok(pod::secret(&self.config, &spec)?)
     }
 
@@ -155,8 +161,7 @@ impl Kubernetes {
         progress: &(dyn Fn(StartProgress) + Send + Sync),
     ) -> Result<Reached, RuntimeError> {
         let name = self.name(&spec.name);
-        let settings = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let mut events = std::pin::pin!(watcher(self.pods.clone(), settings).default_backoff());
+        let mut events = std::pin::pin!(self.watch(&name));
         let mut deadline = Instant::now() + Duration::from_secs(self.settings.schedule_seconds);
         let mut standing = Standing::Unscheduled(None);
         let mut address = None;
@@ -205,7 +210,7 @@ impl Kubernetes {
             sleep(pause).await;
             pause = (pause * 2).min(longest);
         }
-        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).insert(workload.to_owned(), address);
+        self.addresses().insert(workload.to_owned(), address);
     }
 
     async fn too_slow(&self, spec: &WorkloadSpec, standing: &Standing) -> RuntimeError {
@@ -232,11 +237,10 @@ impl Kubernetes {
 
     pub(super) async fn remove_workload(&self, workload: &str, grace: Duration) -> Result<(), RuntimeError> {
         let name = self.name(workload);
-        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).remove(workload);
+        self.addresses().remove(workload);
         if let Some(pod) = self.pod(workload).await? {
             if standing::workload(&pod, &self.config.instance).is_none() {
-                let reason = "a pod that is not ours has its name".to_owned();
-                return Err(RuntimeError::Start { name: workload.to_owned(), reason });
+                return Err(foreign(workload));
             }
             self.delete(&name, &pod, grace).await?;
         }
@@ -256,8 +260,7 @@ impl Kubernetes {
             preconditions: Some(only_it),
             ..DeleteParams::default()
         };
-        let settings = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let mut events = std::pin::pin!(watcher(self.pods.clone(), settings).default_backoff());
+        let mut events = std::pin::pin!(self.watch(name));
         match answered(self.pods.delete(name, &how)).await {
             Err(error) if error.is_not_found() || error.is_conflict() => return Ok(()),
             result => result.map(drop)?,
@@ -304,7 +307,7 @@ impl Kubernetes {
     }
 
     pub(super) async fn connect_workload(&self, workload: &str) -> Result<UnixStream, RuntimeError> {
-        let known = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).get(workload).copied();
+        let known = self.addresses().get(workload).copied();
         if let Some(address) = known
             && let Ok(stream) = self.dial(workload, address).await
         {
@@ -317,7 +320,7 @@ impl Kubernetes {
         let stream = self.dial(workload, address).await;
         let stream =
             stream.map_err(|error| RuntimeError::Agent { name: workload.to_owned(), reason: error.to_string() })?;
-        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).insert(workload.to_owned(), address);
+        self.addresses().insert(workload.to_owned(), address);
         Ok(stream)
     }
 
@@ -341,4 +344,8 @@ impl Kubernetes {
         });
         Ok(ours)
     }
+}
+
+fn foreign(workload: &str) -> RuntimeError {
+    RuntimeError::Start { name: workload.to_owned(), reason: "a pod that is not ours has its name".to_owned() }
 }

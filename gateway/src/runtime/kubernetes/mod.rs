@@ -13,7 +13,9 @@ mod lifecycle;
 mod pod;
 mod standing;
 
-use super::{Found, Runtime, RuntimeError, RuntimeEvent, StartProgress, WorkloadSpec, turns::Turns};
+use super::{
+    Found, Runtime, RuntimeError, RuntimeEvent, StartProgress, WorkloadSpec, turns::Turns, workload::LABEL_INSTANCE,
+};
 use crate::config::{Config, Kubernetes as Settings};
 use async_trait::async_trait;
 use authority::Authority;
@@ -97,7 +99,7 @@ impl Kubernetes {
     }
 
     fn selector(&self) -> String {
-        format!("{}={}", pod::INSTANCE, self.config.instance)
+        format!("{}={}", LABEL_INSTANCE, self.config.instance)
     }
 
     /// Every pod of this instance.

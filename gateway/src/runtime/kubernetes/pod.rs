@@ -1,25 +1,21 @@
 //! What a pod is to be, in the cluster's words. Pure.
 
-use super::super::{Mount, WorkloadSpec};
+use super::super::{
+    Mount, WorkloadSpec,
+    workload::{
+        CAPABILITIES, LABEL_FENCE, LABEL_INSTANCE, LABEL_USER, LABEL_WORKLOAD, PROGRAM, gpu_environment, hostname,
+    },
+};
 use crate::config::{Config, Kubernetes as Settings, PodSecurity, Volume};
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Label: the gateway's instance.
-pub(super) const INSTANCE: &str = "mlad.instance";
-/// Label: the workload's name.
-pub(super) const WORKLOAD: &str = "mlad.workload";
-/// Label: the fence of its lease.
-pub(super) const FENCE: &str = "mlad.fence";
-/// Annotation: whose it is. (A login name need not be a label's value.)
-const USER: &str = "mlad.user";
 /// The container that the user is in.
 pub(super) const CONTAINER: &str = "workload";
 
-/// Where `mlad` is brought to, and where it is found.
+/// Where `mlad` is brought to.
 const PROGRAM_FOLDER: &str = "/opt/mlad";
-const PROGRAM: &str = "/usr/local/bin/mlad";
 /// The agent's configuration.
 const CONFIG_FOLDER: &str = "/etc/mlad-agent";
 const CONFIG: &str = "/etc/mlad-agent/config.json";
@@ -28,12 +24,8 @@ const CONFIG_KEY: &str = "config.json";
 const ACCOUNTS: &str = "/opt/mlad-accounts";
 /// What the kubelet reads when the container has ended.
 const TERMINATION_LOG: &str = "/dev/termination-log";
-/// What the agent may do as root: become the user, end their processes, and make files that are theirs.
-const CAPABILITIES: [&str; 6] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID"];
 /// Longest time that a pod takes to end, in seconds.
 const MAX_GRACE: u64 = 300;
-/// Longest host name (RFC 1035).
-const MAX_HOSTNAME: usize = 63;
 
 /// The pod's name.
 pub(super) fn name(instance: &str, workload: &str) -> String {
@@ -79,7 +71,7 @@ fn value(config: &Config, settings: &Settings, spec: &WorkloadSpec) -> Result<Va
         "securityContext": pod_security(spec, restricted),
         "initContainers": init_containers(settings, spec, restricted),
         "containers": [container(config, settings, spec, restricted, &folders)],
-        "volumes": volumes(config, spec, &folders),
+        "volumes": volumes(config, spec, restricted, &folders),
         "imagePullSecrets": settings.image_pull_secrets.iter().map(|name| json!({ "name": name })).collect::<Vec<_>>(),
         "tolerations": settings.tolerations,
         "nodeSelector": selector,
@@ -98,8 +90,8 @@ fn value(config: &Config, settings: &Settings, spec: &WorkloadSpec) -> Result<Va
         "metadata": {
             "name": name(&config.instance, &spec.name),
             "labels": labels(config, spec),
-            // An autoscaler must not move somebody's terminal.
-            "annotations": { USER: spec.agent.user, "cluster-autoscaler.kubernetes.io/safe-to-evict": "false" },
+            // A login name need not be a label's value. And an autoscaler must not move somebody's terminal.
+            "annotations": { LABEL_USER: spec.agent.user, "cluster-autoscaler.kubernetes.io/safe-to-evict": "false" },
         },
         "spec": inner,
     }))
@@ -112,7 +104,7 @@ fn set(object: &mut Value, key: &str, value: Option<&String>) {
 }
 
 fn labels(config: &Config, spec: &WorkloadSpec) -> Value {
-    json!({ INSTANCE: config.instance, WORKLOAD: spec.name, FENCE: spec.fence.to_string() })
+    json!({ LABEL_INSTANCE: config.instance, LABEL_WORKLOAD: spec.name, LABEL_FENCE: spec.fence.to_string() })
 }
 
 /// Seconds between SIGTERM and SIGKILL when nobody says otherwise. Nobody who empties a node waits for longer, though a
@@ -173,7 +165,7 @@ fn init_containers(settings: &Settings, spec: &WorkloadSpec, restricted: bool) -
 }
 
 fn container(config: &Config, settings: &Settings, spec: &WorkloadSpec, restricted: bool, folders: &Folders) -> Value {
-    let environment = super::super::gpu::environment(&spec.gpu_uuids, config.container.gpu_binding);
+    let environment = gpu_environment(&spec.gpu_uuids, config.container.gpu_binding);
     let environment: Vec<Value> =
         environment.into_iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
     json!({
@@ -219,11 +211,10 @@ fn mounts(restricted: bool, folders: &Folders) -> Value {
     json!(mounts)
 }
 
-fn volumes(config: &Config, spec: &WorkloadSpec, folders: &Folders) -> Value {
+fn volumes(config: &Config, spec: &WorkloadSpec, restricted: bool, folders: &Folders) -> Value {
     let mut volumes = vec![
         json!({ "name": "run", "emptyDir": { "medium": "Memory", "sizeLimit": "4Mi" } }),
         json!({ "name": "program", "emptyDir": { "sizeLimit": "128Mi" } }),
-        json!({ "name": "accounts", "emptyDir": { "sizeLimit": "16Mi" } }),
         json!({
             "name": "shared-memory",
             "emptyDir": { "medium": "Memory", "sizeLimit": format!("{}Mi", config.container.shared_memory_mib) },
@@ -231,6 +222,9 @@ fn volumes(config: &Config, spec: &WorkloadSpec, folders: &Folders) -> Value {
         // Readable for an agent that is not root: what is in it concerns this pod alone.
         json!({ "name": "agent", "secret": { "secretName": name(&config.instance, &spec.name), "defaultMode": 0o444 } }),
     ];
+    if restricted {
+        volumes.push(json!({ "name": "accounts", "emptyDir": { "sizeLimit": "16Mi" } }));
+    }
     volumes.extend(folders.volumes.iter().cloned());
     json!(volumes)
 }
@@ -279,11 +273,6 @@ fn volume_source(name: &str, volume: &Volume) -> Value {
             json!({ "name": name, "hostPath": { "path": path, "type": "Directory" } })
         }
     }
-}
-
-/// What is left of a name when everything a host name cannot have is a hyphen.
-fn hostname(wish: &str) -> String {
-    super::super::hostname(wish, MAX_HOSTNAME)
 }
 
 #[cfg(test)]

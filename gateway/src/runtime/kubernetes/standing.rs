@@ -1,8 +1,11 @@
 //! What a pod's status says, in our words. Pure.
 
 use super::{
-    super::{Ended, Found, FoundState, RuntimeError},
-    pod::{CONTAINER, FENCE, INSTANCE, WORKLOAD},
+    super::{
+        Ended, Found, FoundState, RuntimeError,
+        workload::{LABEL_FENCE, LABEL_INSTANCE, LABEL_WORKLOAD},
+    },
+    pod::CONTAINER,
 };
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
 use mlad::channel::JobResult;
@@ -57,7 +60,7 @@ impl Standing {
 /// The workload of a pod, as the runtime's callers know it; none if it is not of this instance.
 pub(super) fn found(pod: &Pod, instance: &str) -> Option<Found> {
     let name = workload(pod, instance)?;
-    let fence = pod.metadata.labels.as_ref()?.get(FENCE)?.parse().ok()?;
+    let fence = pod.metadata.labels.as_ref()?.get(LABEL_FENCE)?.parse().ok()?;
     let state = match Standing::of(pod, &name) {
         Standing::Ended(ended) => FoundState::Ended(ended),
         Standing::Running(_) | Standing::Ending => FoundState::Running,
@@ -69,7 +72,8 @@ pub(super) fn found(pod: &Pod, instance: &str) -> Option<Found> {
 /// The name of a pod's workload; none if it is not of this instance.
 pub(super) fn workload(pod: &Pod, instance: &str) -> Option<String> {
     let labels = pod.metadata.labels.as_ref()?;
-    let name = labels.get(WORKLOAD).filter(|_| labels.get(INSTANCE).is_some_and(|label| label == instance))?;
+    let name =
+        labels.get(LABEL_WORKLOAD).filter(|_| labels.get(LABEL_INSTANCE).is_some_and(|label| label == instance))?;
     (pod.metadata.name.as_deref() == Some(&super::pod::name(instance, name))).then(|| name.clone())
 }
 
@@ -164,7 +168,7 @@ mod tests {
     use serde_json::{Value, json};
 
     fn pod(spec: Value, status: Value) -> Pod {
-        let labels = json!({ INSTANCE: "mlad", WORKLOAD: "j-4-1", FENCE: "12" });
+        let labels = json!({ LABEL_INSTANCE: "mlad", LABEL_WORKLOAD: "j-4-1", LABEL_FENCE: "12" });
         serde_json::from_value(json!({
             "metadata": { "name": "mlad-j-4-1", "labels": labels }, "spec": spec, "status": status
         }))

@@ -162,9 +162,6 @@ impl Runtime for View {
         stream::iter(up.then_some(RuntimeEvent::Resync)).chain(news).boxed()
     }
 
-    fn passes_descriptors(&self) -> bool {
-        true
-    }
     async fn connect(&self, name: &str) -> Result<UnixStream, RuntimeError> {
         let runs = self.call("connect", |state| state.containers.contains_key(name)).await;
         if !runs {
