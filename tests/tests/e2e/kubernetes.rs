@@ -138,7 +138,7 @@ fn what_the_cluster_takes_away_is_told_and_begins_anew() {
     alice.ssh(&format!("mlad submit --gpu 1g.5gb -- {job}")).success();
     // The kubelet looks at its disks every ten seconds.
     assert_ne!(session.ends(LONG), Some(0));
-    assert!(site.log().contains("it was taken away (Evicted: "), "the log says why");
+    eventually("the log says why", LONG, || site.log().contains("it was taken away (Evicted: "));
     let runs = site.data("home/alice/runs");
     eventually("the job runs again", LONG, || fs::read_to_string(&runs).is_ok_and(|runs| runs == "1\n2\n"));
     alice.ssh("touch go").success();
